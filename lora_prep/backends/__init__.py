@@ -1,0 +1,142 @@
+"""The models that stages hold, behind two protocols: one file a model.
+
+A spec says which model and with what settings; it is plain data, so it can be hashed, compared and
+sent to another process. `detector(spec)` and `segmenter(spec)` load the model;
+`detector_identity(spec)` and `segmenter_identity(spec)` name it down to its weights without
+loading it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeAlias, assert_never
+
+from lora_prep.types import BoolMask, Face, Image, Region
+
+DetectorName: TypeAlias = Literal["insightface", "cascade"]
+SegmenterName: TypeAlias = Literal["sam2", "grabcut"]
+
+
+@dataclass(frozen=True, slots=True)
+class DetectorSpec:
+    """Which face detector, and its settings."""
+
+    name: DetectorName = "insightface"
+    model: str = "buffalo_l"
+    """insightface: the name of a pack, or a directory that holds its ONNX files."""
+    det_size: int = 640
+    """insightface: side of the square that the image is fitted into; a multiple of 32, in pixels."""
+    min_score: float = 0.5
+    """insightface: faces below this confidence are dropped."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+
+
+@dataclass(frozen=True, slots=True)
+class SegmenterSpec:
+    """Which segmenter, and its settings."""
+
+    name: SegmenterName = "sam2"
+    model: str = "facebook/sam2-hiera-large"
+    """sam2: a hub id, or a checkpoint file."""
+    config: str = ""
+    """sam2: the YAML configuration that goes with a checkpoint file."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+
+
+class FaceDetector(Protocol):
+    """Finds faces."""
+
+    def describe(self) -> str:
+        """What runs where, for the user: model, device or ONNX providers."""
+        ...
+
+    def detect(self, image: Image) -> list[Face]:
+        """All faces, best score first, an empty list where there are none."""
+        ...
+
+
+class Segmenter(Protocol):
+    """Makes one mask a face."""
+
+    def describe(self) -> str:
+        """What runs where, for the user: model, device, dtype."""
+        ...
+
+    def prepare(self, image: Image) -> Any:
+        """What `segment` needs of an image. Called in threads, ahead of the model."""
+        ...
+
+    def segment(
+        self, prepared: Sequence[Any], faces: Sequence[Sequence[Face]], region: Region
+    ) -> list[list[BoolMask]]:
+        """For each image, one mask for each of its faces, as large as the image.
+
+        `faces[i]` are the faces wanted in image i; it may be empty.
+        Raises OutOfMemory where the batch was too large for the device.
+        """
+        ...
+
+
+def detector(spec: DetectorSpec) -> FaceDetector:
+    """Load a face detector. Raises BackendError where its model is not to be had."""
+    match spec.name:
+        case "insightface":
+            from lora_prep.backends.insightface import InsightFaceDetector
+
+            return InsightFaceDetector(spec)
+        case "cascade":
+            from lora_prep.backends.cascade import CascadeDetector
+
+            return CascadeDetector()
+        case _:
+            assert_never(spec.name)
+
+
+def segmenter(spec: SegmenterSpec) -> Segmenter:
+    """Load a segmenter. Raises BackendError where its model is not to be had."""
+    match spec.name:
+        case "sam2":
+            from lora_prep.backends.sam2 import Sam2Segmenter
+
+            return Sam2Segmenter(spec)
+        case "grabcut":
+            from lora_prep.backends.grabcut import GrabCutSegmenter
+
+            return GrabCutSegmenter()
+        case _:
+            assert_never(spec.name)
+
+
+def detector_identity(spec: DetectorSpec) -> str:
+    """Name of the detector, its weights' hash, and the settings that change its results.
+
+    Equal identities mean equal faces for equal pixels. Loads no model; where one has to be
+    downloaded first, this downloads it. Raises BackendError where it is not to be had.
+    """
+    match spec.name:
+        case "insightface":
+            from lora_prep.backends import insightface
+
+            return insightface.identity(spec)
+        case "cascade":
+            from lora_prep.backends import cascade
+
+            return cascade.IDENTITY
+        case _:
+            assert_never(spec.name)
+
+
+def segmenter_identity(spec: SegmenterSpec) -> str:
+    """Like `detector_identity`, for a segmenter."""
+    match spec.name:
+        case "sam2":
+            from lora_prep.backends import sam2
+
+            return sam2.identity(spec)
+        case "grabcut":
+            from lora_prep.backends import grabcut
+
+            return grabcut.IDENTITY
+        case _:
+            assert_never(spec.name)
