@@ -70,13 +70,12 @@ class Face:
         return {
             "box": [round(v, 2) for v in self.box],
             "score": round(self.score, 4),
-            "landmarks": self.landmarks
-            and [[round(x, 2), round(y, 2)] for x, y in self.landmarks],
+            "landmarks": self.landmarks and [[round(x, 2), round(y, 2)] for x, y in self.landmarks],
         }
 
     @classmethod
     def from_json(cls, value: Json) -> "Face":
-        """The face that `to_json` wrote. Raises KeyError, TypeError or ValueError on other input."""
+        """The face that `to_json` wrote. Raises KeyError, TypeError or ValueError on others."""
         x0, y0, x1, y1 = (float(v) for v in value["box"])
         points = value["landmarks"]
         if points is not None:

@@ -1,0 +1,268 @@
+"""One attempt at one item: the steps that executors call, wherever they run."""
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic
+
+from lora_prep import imageio
+from lora_prep.errors import ItemError, OutOfMemory
+from lora_prep.journal import Entry, Stamp, hash_file
+from lora_prep.stage import Item, Loaded, Stage, Worker
+from lora_prep.types import Json, Status
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """An item on its way to an executor, with what the journal knows of it."""
+
+    item: Item
+    previous: Entry | None
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """An item on its way back: what to record, and the part files to rename."""
+
+    item: Item
+    entry: Entry
+    status: Status
+    parts: tuple[tuple[Path, Path, str], ...] = ()
+    """Part file, final path, and hash of what was at the final path when the item was checked."""
+    news: bool = True
+    """Whether the journal does not have the entry yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checked(Generic[Loaded]):
+    """An item that has to be worked on."""
+
+    task: Task
+    blobs: tuple[bytes, ...]
+    inputs: Mapping[str, Stamp]
+    found: Mapping[Path, str]
+    """Hash of each output that exists."""
+    loaded: Loaded | None = None
+
+
+class Attempt:
+    """The steps of one item, for executors: they need no driver, and it can be pickled."""
+
+    def __init__(self, stage: Stage, root: Path, *, force: bool = False) -> None:
+        self.root = root
+        self.force = force
+        self.token = f"{os.getpid()}-{secrets.token_hex(4)}"
+        self._settings = _digest(dict(stage.settings()))
+
+    def check(self, task: Task) -> Checked[Any] | Finished:
+        """Compare an item with the journal; read its inputs where there is work to do."""
+        item, previous = task.item, task.previous
+        try:
+            if item.problem:
+                raise item.problem
+            found = self._outputs_found(item, previous)
+            if found is None:
+                return self._kept(task)
+            unread = previous.inputs if previous and self._untouched(item, previous) else None
+            if unread is not None and self._fresh(item, previous, unread, found):
+                return self._still(task)
+            stamps, blobs = self._read(item)
+            if unread is None and self._fresh(item, previous, stamps, found):
+                return self._still(task)
+            return Checked(task, tuple(blobs), stamps, found)
+        except ItemError as error:
+            return self.failed(task, error)
+
+    def load(self, worker: Worker[Any, Any], checked: Checked[Any]) -> Checked[Any] | Finished:
+        """Decode an item's inputs."""
+        try:
+            with _naming(checked.task.item):
+                loaded = worker.load(checked.task.item, checked.blobs)
+        except ItemError as error:
+            return self.failed(checked.task, error, checked)
+        return Checked(checked.task, (), checked.inputs, checked.found, loaded)
+
+    def compute(
+        self, worker: Worker[Any, Any], batch: Sequence[Checked[Any]]
+    ) -> list[tuple[Checked[Any], Any]]:
+        """Run the model on a batch, in halves where the device's memory asks for it."""
+        try:
+            with _naming(*(c.task.item for c in batch)):
+                results = worker.compute([c.loaded for c in batch])
+        except OutOfMemory as error:
+            if len(batch) == 1:
+                reason = ItemError(f"{error}, even for this image alone", code="out-of-memory")
+                return [(batch[0], reason)]
+            middle = len(batch) // 2
+            return self.compute(worker, batch[:middle]) + self.compute(worker, batch[middle:])
+        return list(zip(batch, results, strict=True))
+
+    def save(self, worker: Worker[Any, Any], checked: Checked[Any], computed: Any) -> Finished:
+        """Encode an item's result and write it as part files beside the final paths."""
+        item = checked.task.item
+        if isinstance(computed, ItemError):
+            return self.failed(checked.task, computed, checked)
+        try:
+            with _naming(item):
+                saved = worker.save(item, computed)
+        except ItemError as error:
+            return self.failed(checked.task, error, checked)
+        if saved.skipped:
+            return self._ended(
+                checked.task, Status.SKIPPED, checked, saved.skipped, saved.info, saved.warnings
+            )
+        outputs: dict[str, Stamp] = {}
+        parts: list[tuple[Path, Path, str]] = []
+        for path in item.outputs:
+            data = saved.files[path]
+            part = imageio.write_part(path, data, token=self.token)
+            before = checked.found.get(path, "")
+            last = _written(checked.task.previous).get(self._relative(path))
+            ours = last is not None and before in (last.sha256, last.before)
+            outputs[self._relative(path)] = Stamp.of_output(data, part, before if ours else "")
+            parts.append((part, path, before))
+        entry = Entry(
+            item.key,
+            Status.DONE,
+            self._fingerprint(checked.inputs),
+            checked.inputs,
+            {**_written(checked.task.previous), **outputs},
+            info=saved.info,
+            warnings=saved.warnings,
+        )
+        return Finished(item, entry, Status.DONE, tuple(parts))
+
+    def failed(self, task: Task, error: ItemError, checked: Checked[Any] | None = None) -> Finished:
+        """The end of an item that cannot be worked on."""
+        return self._ended(task, Status.FAILED, checked, str(error), code=error.code)
+
+    def _ended(
+        self,
+        task: Task,
+        status: Status,
+        checked: Checked[Any] | None,
+        message: str,
+        info: dict[str, Json] | None = None,
+        warnings: tuple[str, ...] = (),
+        code: str = "",
+    ) -> Finished:
+        left = [self._relative(p) for p in task.item.outputs if p.exists()]
+        if left and status in (Status.FAILED, Status.SKIPPED):
+            warnings = (*warnings, f"an older result is still there: {', '.join(left)}")
+        inputs = checked.inputs if checked else {}
+        entry = Entry(
+            task.item.key,
+            status,
+            self._fingerprint(inputs),
+            inputs,
+            _written(task.previous),
+            code=code,
+            message=message,
+            info=info,
+            warnings=warnings,
+        )
+        return Finished(task.item, entry, status)
+
+    def _still(self, task: Task) -> Finished:
+        assert task.previous
+        status = Status.SKIPPED if task.previous.status is Status.SKIPPED else Status.FRESH
+        return Finished(task.item, task.previous, status, news=False)
+
+    def _kept(self, task: Task) -> Finished:
+        message = "not written by lora-prep, or edited since: left as it is (--force replaces it)"
+        return self._ended(task, Status.KEPT, None, message, code="kept")
+
+    def _outputs_found(self, item: Item, previous: Entry | None) -> dict[Path, str] | None:
+        """Hash of each output that exists; None where one of them is not ours to replace."""
+        found: dict[Path, str] = {}
+        for path in item.outputs:
+            try:
+                stamp = previous.outputs.get(self._relative(path)) if previous else None
+                if path.stat().st_size == 0:
+                    continue  # what a crash of the machine leaves; nobody edits a mask to nothing
+                if stamp and stamp.matches(path):
+                    found[path] = stamp.sha256
+                    continue
+                found[path] = hash_file(path)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise ItemError(
+                    f"cannot read {path}: {error.strerror}", code="unreadable"
+                ) from error
+            ours = stamp is not None and found[path] == stamp.before
+            if not ours and not self.force:
+                return None
+        return found
+
+    def _untouched(self, item: Item, previous: Entry) -> bool:
+        """Whether the file system says that no input was touched since the journal's entry."""
+        if list(previous.inputs) != [self._relative(p) for p in item.inputs]:
+            return False
+        try:
+            return all(
+                stamp.stat is not None and stamp.matches(path)
+                for path, stamp in zip(item.inputs, previous.inputs.values(), strict=True)
+            )
+        except OSError:
+            return False
+
+    def _read(self, item: Item) -> tuple[dict[str, Stamp], list[bytes]]:
+        stamps, blobs = {}, []
+        for path in item.inputs:
+            try:
+                with path.open("rb") as file:
+                    seen = os.fstat(file.fileno())
+                    data = file.read()
+            except OSError as error:
+                raise ItemError(f"cannot be read: {error.strerror}", code="unreadable") from error
+            stamps[self._relative(path)] = Stamp.of_input(data, seen)
+            blobs.append(data)
+        return stamps, blobs
+
+    def _fresh(
+        self,
+        item: Item,
+        previous: Entry | None,
+        inputs: Mapping[str, Stamp],
+        found: Mapping[Path, str],
+    ) -> bool:
+        if self.force or not previous or previous.fingerprint != self._fingerprint(inputs):
+            return False
+        if previous.status is Status.SKIPPED:
+            return True
+        written = {path: previous.outputs.get(self._relative(path)) for path in item.outputs}
+        return previous.status is Status.DONE and all(
+            stamp is not None and found.get(path) == stamp.sha256 for path, stamp in written.items()
+        )
+
+    def _fingerprint(self, inputs: Mapping[str, Stamp]) -> str:
+        return _digest([self._settings, *(stamp.sha256 for stamp in inputs.values())])
+
+    def _relative(self, path: Path) -> str:
+        return Path(os.path.relpath(path, self.root)).as_posix()
+
+
+def _written(previous: Entry | None) -> Mapping[str, Stamp]:
+    return previous.outputs if previous else {}
+
+
+@contextmanager
+def _naming(*items: Item) -> Iterator[None]:
+    """Add the items' names to an exception that nobody expected."""
+    try:
+        yield
+    except (ItemError, OutOfMemory):
+        raise
+    except Exception as error:
+        error.add_note("while working on " + ", ".join(item.key for item in items))
+        raise
+
+
+def _digest(value: Json) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]

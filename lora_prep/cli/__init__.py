@@ -1,0 +1,58 @@
+"""The command line: one file a command, imported when it is called."""
+
+import importlib
+from typing import Any
+
+import click
+
+from lora_prep import __version__
+from lora_prep.errors import LoraPrepError
+
+COMMANDS = ("init", "normalize", "detect", "masks", "validate", "doctor")
+
+
+class Failure(click.ClickException):
+    """An error that stops a command before its work is done."""
+
+    exit_code = 2
+
+
+class Commands(click.Group):
+    """Finds each command in the module of its name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order in which they are used."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one command."""
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(f"lora_prep.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; the one place where lora-prep's errors become messages and exit code 2."""
+        try:
+            return super().invoke(ctx)
+        except LoraPrepError as error:
+            raise Failure(str(error)) from error
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 all well, 1 some items failed or issues were found, 2 wrong usage.",
+)
+@click.version_option(__version__, prog_name="lora-prep")
+def main() -> None:
+    """Prepare photographs of a face or an object for LoRA training.
+
+    \b
+    A usual session:
+      lora-prep init                       a commented lora-prep.toml and the folders
+      lora-prep normalize photos --out data/faces
+      lora-prep masks data/faces           writes data/masks
+      lora-prep validate                   checks that images and masks fit
+    """

@@ -1,0 +1,161 @@
+"""`lora-prep.toml`: defaults for the commands, kept beside the data.
+
+    [dataset]              where things lie, relative to this file
+    images = "data/faces"
+    masks = "data/masks"
+
+    [masks]                a table for each command, a key for each long option
+    region = "head"
+    min-face = 48
+
+The nearest file counts, from the image folder (or, without one, from here) upwards. What is given
+on the command line wins.
+"""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lora_prep.errors import DatasetError, UsageError
+
+FILE_NAME = "lora-prep.toml"
+DATASET_KEYS = ("images", "masks", "recursive")
+
+COMMAND_LINE_ONLY = ("images", "config", "help", "force", "dry_run")
+"""Options that a file must not set: the data's place is `[dataset]`, the others are decisions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What a configuration file says; empty where there is none."""
+
+    path: Path | None = None
+    images: Path | None = None
+    masks: Path | None = None
+    recursive: bool = False
+    commands: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Values by command and option, as written."""
+
+
+class ConfiguredCommand(click.Command):
+    """A command whose defaults come from the configuration file."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params.append(
+            click.Option(
+                ["--config"],
+                type=click.Path(dir_okay=False, path_type=Path),
+                help=f"Configuration.  [default: the nearest {FILE_NAME}]",
+                expose_value=False,
+            )
+        )
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Look at the arguments once for the file to read, then parse them with its defaults."""
+        if not ctx.resilient_parsing:
+            given, _, _ = self.make_parser(ctx).parse_args(list(args))
+            try:
+                self._apply(ctx, given)
+            except (UsageError, DatasetError) as error:
+                failure = click.UsageError(str(error), ctx)
+                raise failure from error
+        return super().parse_args(ctx, args)
+
+    def _apply(self, ctx: click.Context, given: Mapping[str, Any]) -> None:
+        images = Path(given["images"]) if isinstance(given.get("images"), str) else None
+        explicit = Path(given["config"]) if isinstance(given.get("config"), str) else None
+        config = read_config(explicit) if explicit else find_config(images or Path())
+        defaults = option_defaults(config, self)
+        if any(p.name == "images" for p in self.params):
+            if images is None:
+                found = config.images or Path("data")
+                if config.images or found.is_dir():
+                    defaults["images"] = str(found)
+            if images is None or _same_data(images, config.images):
+                if config.masks:
+                    defaults["out" if self.name == "masks" else "masks"] = str(config.masks)
+                defaults.setdefault("recursive", config.recursive)
+        ctx.default_map = {**defaults, **(ctx.default_map or {})}
+
+
+def find_config(start: Path) -> Config:
+    """The nearest configuration from a folder upwards, or an empty one."""
+    folder = Path(os.path.abspath(start))  # noqa: PTH100 keeps links
+    for place in (folder, *folder.parents):
+        if (place / FILE_NAME).is_file():
+            return read_config(place / FILE_NAME)
+    return Config()
+
+
+def read_config(path: Path) -> Config:
+    """Read a configuration file. Raises UsageError where anything in it is not understood."""
+    from lora_prep.cli import COMMANDS
+
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from error
+    for name, value in values.items():
+        known = ("dataset", *COMMANDS)
+        if name not in known:
+            raise UsageError(f"{path}: there is no table [{name}]{_suggestion(name, known)}")
+        if not isinstance(value, dict):
+            raise UsageError(f"{path}: {name} is a table: write [{name}]")
+    dataset = values.pop("dataset", {})
+    for key, value in dataset.items():
+        if key not in DATASET_KEYS:
+            raise UsageError(
+                f"{path}: [dataset] has no key {key!r}{_suggestion(key, DATASET_KEYS)}"
+            )
+        wanted = bool if key == "recursive" else str
+        if not isinstance(value, wanted):
+            raise UsageError(f"{path}: [dataset] {key} wants a {wanted.__name__}, not {value!r}")
+    places = {k: path.parent / dataset[k] for k in ("images", "masks") if k in dataset}
+    return Config(path, recursive=dataset.get("recursive", False), commands=values, **places)
+
+
+def option_defaults(config: Config, command: click.Command) -> dict[str, Any]:
+    """The configuration's values for one command, by parameter name.
+
+    Raises UsageError for a key that is no option of the command.
+    """
+    options = {
+        opt.removeprefix("--"): p.name
+        for p in command.params
+        if isinstance(p, click.Option) and p.name not in COMMAND_LINE_ONLY
+        for opt in p.opts
+        if opt.startswith("--")
+    }
+    defaults: dict[str, Any] = {}
+    for key, value in config.commands.get(command.name or "", {}).items():
+        name = options.get(key.replace("_", "-"))
+        if name is None:
+            raise UsageError(
+                f"{config.path}: [{command.name}] has no key {key!r}{_suggestion(key, [*options])}"
+            )
+        if isinstance(value, dict):
+            raise UsageError(f"{config.path}: [{command.name}] {key} wants a value, not a table")
+        defaults[name] = value
+    return defaults
+
+
+def _same_data(images: Path, configured: Path | None) -> bool:
+    given = os.path.realpath(images)
+    return configured is not None and given in (
+        os.path.realpath(configured),
+        os.path.realpath(configured.parent),
+    )
+
+
+def _suggestion(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word.replace("_", "-"), known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"

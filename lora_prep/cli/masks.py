@@ -1,0 +1,154 @@
+"""`lora-prep masks`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lora_prep.cli import options
+from lora_prep.cli.config import ConfiguredCommand
+from lora_prep.cli.models import specs
+from lora_prep.cli.options import FOLDER
+
+
+@click.command(
+    "masks",
+    cls=ConfiguredCommand,
+    epilog="""\b
+Examples:
+  lora-prep masks data/faces                     writes data/masks/*.png
+  lora-prep masks data/faces --preset embedded   no model files, draft quality
+  lora-prep masks data/faces --region head --erode 10px --overlay look
+""",
+)
+@options.images_argument
+@click.option("--out", type=FOLDER, help="Where the masks go.  [default: masks beside IMAGES]")
+@options.recursive_option
+@options.preset_option(
+    "Models: best = insightface buffalo_l + sam2-hiera-large, fast = buffalo_sc + sam2-hiera-tiny."
+)
+@click.option(
+    "--region",
+    type=click.Choice(["face", "head", "person"]),
+    default="face",
+    show_default=True,
+    help="What to train on.",
+)
+@click.option(
+    "--faces",
+    type=click.Choice(["largest", "all", "center"]),
+    default="largest",
+    show_default=True,
+    help="Which faces of an image with several.",
+)
+@click.option(
+    "--min-face",
+    type=click.IntRange(0),
+    default=32,
+    show_default=True,
+    help="Pass over faces whose shorter side has fewer pixels.",
+)
+@click.option(
+    "--no-face",
+    type=click.Choice(["fail", "skip", "white", "black"]),
+    default="fail",
+    show_default=True,
+    help="An image without a face: report it, leave it out, or write a mask of one colour.",
+)
+@click.option(
+    "--erode",
+    default="2%",
+    show_default=True,
+    help="Take the mask's edge off: 2% of the square root of its area, or 10px for a kernel that "
+    "wide; 0 = not at all, negative = widen.",
+)
+@click.option(
+    "--feather",
+    default="0",
+    show_default=True,
+    help="Let the weight fall off inside the edge over this distance (4px, 2%).",
+)
+@click.option("--overlay", type=FOLDER, help="Write preview pictures into this folder.")
+@options.detector_options
+@click.option(
+    "--segmenter",
+    type=click.Choice(["sam2", "grabcut"]),
+    help="grabcut needs no model file.  [default: the preset's]",
+)
+@click.option(
+    "--sam2-model",
+    metavar="ID|FILE",
+    help="sam2: a hub id or a checkpoint file.  [default: the preset's]",
+)
+@click.option("--sam2-config", metavar="FILE", help="sam2: the YAML file of a checkpoint file.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    help="Images a batch of the segmenter.  [default: 1 on the CPU, 8 on CUDA]",
+)
+@options.running_options
+def command(
+    images: Path | None,
+    out: Path | None,
+    recursive: bool,
+    region: str,
+    faces: Any,
+    min_face: int,
+    no_face: Any,
+    erode: str,
+    feather: str,
+    overlay: Path | None,
+    batch_size: int | None,
+    force: bool,
+    dry_run: bool,
+    threads: int,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    **models: Any,
+) -> None:
+    """Make a mask for each image: white = train, black = ignore.
+
+    Detects faces, segments them, fills holes, takes the edge off, and writes an 8-bit grey PNG as
+    large as the image under the same name. Masks that are up to date are not made again; masks
+    that you drew or edited are left alone.
+    """
+    from lora_prep.cli.console import Verbosity, run_stage
+    from lora_prep.dataset import Dataset
+    from lora_prep.masks import Margin
+    from lora_prep.stages.masks import MakeMasks
+    from lora_prep.types import Region
+
+    dataset = Dataset.at(options.required(images), masks=out, recursive=recursive)
+    detector, segmenter = specs(**models)
+    stage = MakeMasks(
+        dataset,
+        detector,
+        segmenter,
+        region=Region(region),
+        faces=faces,
+        min_face=min_face,
+        no_face=no_face,
+        erode=Margin.parse(erode),
+        feather=Margin.parse(feather),
+        overlay=overlay and overlay.absolute(),
+        batch_size=batch_size or default_batch_size(segmenter.name, models["device"]),
+    )
+    run_stage(
+        stage,
+        dataset.root,
+        dataset.masks,
+        Verbosity(as_json, quiet, verbose),
+        force=force,
+        dry_run=dry_run,
+        threads=threads,
+    )
+
+
+def default_batch_size(segmenter: str, device: str) -> int:
+    """8 for SAM2 on CUDA, else 1: on a CPU a batch is slower than its images one by one."""
+    if segmenter != "sam2" or device == "cpu":
+        return 1
+    import torch
+
+    return 8 if torch.cuda.is_available() else 1

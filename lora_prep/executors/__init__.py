@@ -1,0 +1,1 @@
+"""Where stages run. Each executor takes the same stages, unchanged."""

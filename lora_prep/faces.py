@@ -1,0 +1,67 @@
+"""Detected faces on disk: one JSON file an image, under `.lora-prep/faces/`.
+
+A file says which bytes and which detector it came from, so that any command can use it instead of
+detecting again, and none has to ask whether it is out of date.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_prep.dataset import Dataset, Sample
+from lora_prep.types import Face
+
+
+@dataclass(frozen=True, slots=True)
+class FaceRecord:
+    """The faces of one image."""
+
+    detector: str
+    """Identity of the detector (see `backends.detector_identity`)."""
+    sha256: str
+    """Of the image file."""
+    width: int
+    height: int
+    """Size of the upright image in pixels."""
+    faces: tuple[Face, ...]
+
+    def to_bytes(self) -> bytes:
+        """The file's content: one line of JSON."""
+        value = {
+            "detector": self.detector,
+            "sha256": self.sha256,
+            "width": self.width,
+            "height": self.height,
+            "faces": [face.to_json() for face in self.faces],
+        }
+        return json.dumps(value).encode() + b"\n"
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "FaceRecord":
+        """What `to_bytes` wrote. Raises KeyError, TypeError or ValueError on any other input."""
+        value = json.loads(data)
+        return cls(
+            str(value["detector"]),
+            str(value["sha256"]),
+            int(value["width"]),
+            int(value["height"]),
+            tuple(Face.from_json(face) for face in value["faces"]),
+        )
+
+
+def faces_path(dataset: Dataset, sample: Sample) -> Path:
+    """Where the faces of a sample are kept."""
+    return dataset.state / "faces" / f"{sample.name}.json"
+
+
+def read_faces(path: Path, image: bytes, detector: str) -> Sequence[Face] | None:
+    """The recorded faces, if there are any of this very image file by this very detector."""
+    try:
+        record = FaceRecord.from_bytes(path.read_bytes())
+    except (OSError, KeyError, TypeError, ValueError):
+        return None
+    if record.detector != detector or record.sha256 != hashlib.sha256(image).hexdigest():
+        return None
+    return record.faces

@@ -1,0 +1,262 @@
+"""What was done, with which settings and from which bytes: one JSON line an item.
+
+The line is written before the outputs appear under their final names. So an output that exists was
+journalled, whatever killed the run in between; and a file whose content is not in the journal was
+made or edited by somebody else.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from types import TracebackType
+
+from lora_prep.errors import DatasetError
+from lora_prep.types import Json, Status
+
+SETTLED_NS = 2_000_000_000
+"""A file younger than this may change within one tick of its clock: it is hashed each time."""
+
+FSYNC_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """A file's content by hash, and by what the file system says of it (quicker to ask)."""
+
+    sha256: str
+    size: int
+    stat: tuple[int, ...] | None
+    """Inode, modification and change time in ns; None where it cannot be relied on."""
+    before: str = ""
+    """For outputs: hash of the file of ours that this one replaces: death between the journal line
+    and the renaming leaves that file in place."""
+
+    def matches(self, path: Path) -> bool:
+        """Whether the file has this content. Reads it only where the file system leaves a doubt."""
+        found = path.stat()
+        if found.st_size != self.size:
+            return False
+        return (self.stat is not None and _signature(found, len(self.stat)) == self.stat) or (
+            hash_file(path) == self.sha256
+        )
+
+    @classmethod
+    def of_input(cls, data: bytes, seen: os.stat_result) -> "Stamp":
+        """Stamp of an input that was read as `data` after `seen` was asked."""
+        settled = abs(time.time_ns() - seen.st_ctime_ns) > SETTLED_NS
+        return cls(_sha256(data), len(data), _signature(seen, 3) if settled else None)
+
+    @classmethod
+    def of_output(cls, data: bytes, part: Path, before: str) -> "Stamp":
+        """Stamp of an output that was written as the file `part` and has yet to be renamed.
+
+        Renaming sets the change time, so that is left out.
+        """
+        return cls(_sha256(data), len(data), _signature(part.stat(), 2), before)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What the journal knows of an item."""
+
+    key: str
+    status: Status
+    fingerprint: str
+    """Hash of the settings and the inputs' content."""
+    inputs: Mapping[str, Stamp]
+    """By path relative to the root."""
+    outputs: Mapping[str, Stamp]
+    """What was last written to each path, by this attempt or an earlier one."""
+    code: str = ""
+    message: str = ""
+    info: dict[str, Json] | None = None
+    warnings: tuple[str, ...] = ()
+
+    def to_line(self) -> str:
+        """One line of JSON, with its end of line."""
+        value: dict[str, Json] = {
+            "key": self.key,
+            "status": self.status,
+            "fingerprint": self.fingerprint,
+            "inputs": {path: _stamp_to_json(s) for path, s in self.inputs.items()},
+            "outputs": {path: _stamp_to_json(s) for path, s in self.outputs.items()},
+        }
+        for name in ("code", "message", "info", "warnings"):
+            if getattr(self, name):
+                value[name] = getattr(self, name)
+        return json.dumps(value, separators=(",", ":")) + "\n"
+
+    @classmethod
+    def from_line(cls, line: bytes | str) -> "Entry":
+        """The entry on a line. Raises ValueError, KeyError or TypeError on any other input."""
+        value = json.loads(line)
+        return cls(
+            key=str(value["key"]),
+            status=Status(value["status"]),
+            fingerprint=str(value["fingerprint"]),
+            inputs={str(p): _stamp_from_json(s) for p, s in value["inputs"].items()},
+            outputs={str(p): _stamp_from_json(s) for p, s in value["outputs"].items()},
+            code=str(value.get("code", "")),
+            message=str(value.get("message", "")),
+            info=value.get("info"),
+            warnings=tuple(str(w) for w in value.get("warnings", ())),
+        )
+
+
+class Journal:
+    """The journal of one stage on one data set: an append-only file of entries, the last one wins.
+
+    Only the offset of each entry is held in memory; entries are read back when asked for.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file: FileIO = path.open("a+b", buffering=0)
+        self._offsets: dict[str, int] = {}
+        self._synced = time.monotonic()
+        lines = self._index()
+        if lines > 2 * len(self._offsets) + 100:
+            self._compact()
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __iter__(self) -> Iterator[Entry]:
+        """The last entry of each item, in the order in which the items were first done."""
+        return (self._read(offset) for offset in list(self._offsets.values()))
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def get(self, key: str) -> Entry | None:
+        """The last entry of an item."""
+        offset = self._offsets.get(key)
+        return None if offset is None else self._read(offset)
+
+    def append(self, entry: Entry) -> None:
+        """Record an entry. It survives the process at once, and the machine after a second."""
+        offset = self._file.seek(0, os.SEEK_END)
+        data = entry.to_line().encode()
+        if self._file.write(data) != len(data):
+            raise DatasetError(f"the disk is full: could not write {self.path}")
+        self._offsets[entry.key] = offset
+        if time.monotonic() - self._synced > FSYNC_SECONDS:
+            self._sync()
+
+    def close(self) -> None:
+        """Make everything durable and close the file."""
+        self._sync()
+        self._file.close()
+
+    def _sync(self) -> None:
+        os.fsync(self._file.fileno())
+        self._synced = time.monotonic()
+
+    def _read(self, offset: int) -> Entry:
+        self._file.seek(offset)
+        chunks = []
+        while chunk := self._file.read(4096):
+            head, newline, _ = chunk.partition(b"\n")
+            chunks.append(head)
+            if newline:
+                break
+        return Entry.from_line(b"".join(chunks))
+
+    def _index(self) -> int:
+        """Fill the offsets; returns the number of lines. A torn or foreign line is passed over."""
+        offset = lines = 0
+        torn = False
+        with self.path.open("rb") as file:
+            for line in file:
+                lines += 1
+                with suppress(ValueError, KeyError, TypeError, AttributeError):
+                    self._offsets[Entry.from_line(line).key] = offset
+                offset += len(line)
+                torn = not line.endswith(b"\n")
+        if torn:
+            self._file.write(b"\n")
+        return lines
+
+    def _compact(self) -> None:
+        """Rewrite the file with the last entry of each item alone."""
+        part = self.path.with_name(f".{self.path.name}.part")
+        with part.open("wb") as file:
+            for entry in self:
+                file.write(entry.to_line().encode())
+            file.flush()
+            os.fsync(file.fileno())
+        self._file.close()
+        part.replace(self.path)
+        self._file = self.path.open("a+b", buffering=0)
+        self._offsets.clear()
+        self._index()
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process; the lock ends with the process, however it ends.
+
+    Raises DatasetError where another process holds it. File systems without locks are not locked.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DatasetError(
+                f"another lora-prep is working on {folder.parent}; wait until it has finished"
+            ) from error
+        except OSError:
+            pass  # a network file system without locks
+        yield
+    finally:
+        os.close(handle)
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _signature(found: os.stat_result, length: int) -> tuple[int, ...]:
+    return (found.st_ino, found.st_mtime_ns, found.st_ctime_ns)[:length]
+
+
+def _stamp_to_json(stamp: Stamp) -> list[Json]:
+    return [stamp.sha256, stamp.size, stamp.stat, *([stamp.before] if stamp.before else [])]
+
+
+def _stamp_from_json(value: Json) -> Stamp:
+    sha256, size, stat, *before = value
+    return Stamp(
+        str(sha256),
+        int(size),
+        stat and tuple(int(v) for v in stat),
+        str(before[0]) if before else "",
+    )

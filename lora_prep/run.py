@@ -1,0 +1,194 @@
+"""The runner: one loop for every stage.
+
+A stage says what its items are and how one is loaded, computed and saved (`stage.py`). Everything
+else is done here and in `attempt.py`, once: what is fresh, what must be left alone, failures, the
+journal, commits, interrupts, the report.
+
+    check ──> load ──> compute ──> save ──> commit
+    thread    thread   the model   thread   driver
+
+`check` compares an item with the journal. `save` encodes and writes hidden part files. Only the
+driver commits: it appends the item's line to the journal, then renames the parts. Whatever dies in
+between leaves either nothing or a complete, journalled file.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from lora_prep import imageio
+from lora_prep.attempt import Attempt, Finished, Task
+from lora_prep.dataset import STATE_FOLDER
+from lora_prep.journal import Journal, exclusive, hash_file
+from lora_prep.stage import Stage
+from lora_prep.types import Outcome, Status
+
+
+class Executor(Protocol):
+    """Takes tasks through check, load, compute and save, and gives them back in order."""
+
+    def __call__(
+        self, stage: Stage, tasks: Iterator[Task], attempt: Attempt, stop: "Stop"
+    ) -> Iterator[Finished]:
+        """Yield each task as it is finished, holding a bounded number of them.
+
+        `tasks` ends when `stop` is set; what the model has not begun with may then be dropped.
+        """
+        ...
+
+
+@dataclass
+class Report:
+    """How a run ended. It owns the exit code."""
+
+    stage: str
+    total: int
+    counts: Counter[Status] = field(default_factory=Counter)
+    problems: list[Outcome] = field(default_factory=list)
+    """Failed items and items with warnings."""
+    seconds: float = 0.0
+    signal: int = 0
+    """The signal that interrupted the run, or 0."""
+
+    @property
+    def done(self) -> int:
+        """Number of items that were looked at."""
+        return sum(self.counts.values())
+
+    @property
+    def exit_code(self) -> int:
+        """0 = all well, 1 = some items failed, 128 + signal = interrupted."""
+        if self.signal:
+            return 128 + self.signal
+        return 1 if self.counts[Status.FAILED] else 0
+
+    def add(self, outcome: Outcome) -> None:
+        """Count an outcome."""
+        self.counts[outcome.status] += 1
+        if outcome.status is Status.FAILED or outcome.warnings:
+            self.problems.append(outcome)
+
+
+def run(
+    stage: Stage,
+    root: Path,
+    *,
+    executor: Executor,
+    force: bool = False,
+    observe: Callable[[Outcome], None] | None = None,
+) -> Report:
+    """Bring every item of a stage up to date.
+
+    `observe` is called in the driver with each outcome, in order. Failures of items are in the
+    report; raises DatasetError where the data set is in use or its folders cannot be written, and
+    BackendError where the model is not to be had. An interrupted run returns a report, too.
+    """
+    report = Report(stage.name, len(stage))
+    started = time.monotonic()
+    state = root / STATE_FOLDER
+    with (
+        exclusive(state),
+        Journal(state / f"{stage.name}.jsonl") as journal,
+        interruptible() as stop,
+    ):
+        attempt = Attempt(stage, root, force=force)
+        for finished in executor(stage, _tasks(stage, journal, stop), attempt, stop):
+            outcome = _commit(finished, journal)
+            report.add(outcome)
+            if observe:
+                observe(outcome)
+    report.signal = stop.signal
+    report.seconds = time.monotonic() - started
+    return report
+
+
+def plan(stage: Stage, root: Path, *, force: bool = False) -> Iterator[Outcome]:
+    """What `run` would do, item by item, without a model: DONE stands for an item to be made.
+
+    Writes nothing. Whether an item would fail in the model is not known beforehand.
+    """
+    attempt = Attempt(stage, root, force=force)
+    path = root / STATE_FOLDER / f"{stage.name}.jsonl"
+    known = {entry.key: entry for entry in Journal(path)} if path.exists() else {}
+    for item in stage.items():
+        match attempt.check(Task(item, known.get(item.key))):
+            case Finished() as finished:
+                yield _outcome(finished)
+            case _:
+                yield Outcome(item.key, Status.DONE)
+
+
+class Stop:
+    """Set when the user or the system asks for the end of the run."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+
+    def __bool__(self) -> bool:
+        return self.signal != 0
+
+
+@contextmanager
+def interruptible() -> Iterator[Stop]:
+    """Let the first SIGINT or SIGTERM end the run after what is in flight, a second one at once.
+
+    Ending at once is safe: nothing is ever half written. Outside the main thread it does nothing.
+    """
+    stop = Stop()
+
+    def handle(number: int, _frame: Any) -> None:
+        if stop:
+            os.write(2, b"\nstopped at once; run the same command again to go on\n")
+            os._exit(128 + number)
+        stop.signal = number
+        os.write(2, b"\nfinishing what is in flight; press Ctrl-C again to stop at once\n")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _tasks(stage: Stage, journal: Journal, stop: Stop) -> Iterator[Task]:
+    swept: set[Path] = set()
+    for item in stage.items():
+        if stop:
+            return
+        for folder in {path.parent for path in item.outputs} - swept:
+            imageio.sweep(folder)
+            swept.add(folder)
+        yield Task(item, journal.get(item.key))
+
+
+def _commit(finished: Finished, journal: Journal) -> Outcome:
+    """Record an item, then let its outputs appear."""
+    for _, path, before in finished.parts:
+        if path.exists() and path.stat().st_size and hash_file(path) != before:
+            for part, _, _ in finished.parts:
+                part.unlink(missing_ok=True)
+            message = f"{path.name} was changed by somebody else during the run: left as it is"
+            return Outcome(finished.item.key, Status.KEPT, code="kept", message=message)
+    if finished.news:
+        journal.append(finished.entry)
+    for part, path, _ in finished.parts:
+        imageio.commit(part, path)
+    return _outcome(finished)
+
+
+def _outcome(finished: Finished) -> Outcome:
+    entry = finished.entry
+    return Outcome(
+        entry.key, finished.status, entry.code, entry.message, entry.info, entry.warnings
+    )

@@ -1,0 +1,85 @@
+"""What a stage is: the contract between the stages, the runner and the executors."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from lora_prep.errors import ItemError
+from lora_prep.types import Json
+
+Loaded = TypeVar("Loaded")
+Computed = TypeVar("Computed")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A unit of work: files in, files out."""
+
+    key: str
+    """Stable name: the first input's path relative to the data set's root."""
+    inputs: tuple[Path, ...]
+    outputs: tuple[Path, ...]
+    """All files that a finished item has."""
+    problem: ItemError | None = None
+    """Why it cannot be worked on, where the stage knows that beforehand."""
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What a stage made of an item: the content of each of its outputs, or the reason for none."""
+
+    files: Mapping[Path, bytes] = field(default_factory=dict)
+    info: dict[str, Json] | None = None
+    warnings: tuple[str, ...] = ()
+    skipped: str = ""
+    """Why the item was left out on request; then there are no files."""
+
+
+class Worker(Protocol[Loaded, Computed]):
+    """A stage at work in one process: it holds the model."""
+
+    def load(self, item: Item, inputs: Sequence[bytes]) -> Loaded:
+        """Decode. Called in threads, ahead of the model. May raise ItemError."""
+        ...
+
+    def compute(self, batch: Sequence[Loaded]) -> Sequence[Computed | ItemError]:
+        """Run the model: one result an item, in order. Never called by two threads at once.
+
+        Raises OutOfMemory where the batch was too large; it is then called with its halves.
+        """
+        ...
+
+    def save(self, item: Item, computed: Computed) -> Saved:
+        """Encode. Called in threads, behind the model; the runner writes. May raise ItemError."""
+        ...
+
+
+class Stage(Protocol):
+    """Turns files into files. A frozen dataclass whose fields are its configuration."""
+
+    @property
+    def name(self) -> str:
+        """Names the journal."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """How many items `compute` gets at most."""
+        ...
+
+    def settings(self) -> Mapping[str, Json]:
+        """Everything but the inputs' content that changes the outputs, down to the weights."""
+        ...
+
+    def __len__(self) -> int:
+        """Number of items."""
+        ...
+
+    def items(self) -> Iterator[Item]:
+        """The items, in order."""
+        ...
+
+    def open(self) -> Worker[Any, Any]:
+        """Load the model. Called once a process, and only when there is something to do."""
+        ...

@@ -1,0 +1,241 @@
+"""Make a training mask for each image: detect, segment, clean, erode, feather."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from lora_prep import backends, imageio, masks
+from lora_prep.backends import DetectorSpec, FaceDetector, Segmenter, SegmenterSpec
+from lora_prep.dataset import Dataset
+from lora_prep.errors import ItemError, UsageError
+from lora_prep.faces import FaceRecord, faces_path, read_faces
+from lora_prep.masks import Margin
+from lora_prep.stage import Item, Saved
+from lora_prep.types import BoolMask, Face, Image, Json, Mask, Region
+
+FacePolicy = Literal["largest", "all", "center"]
+NoFacePolicy = Literal["fail", "skip", "white", "black"]
+
+
+@dataclass(frozen=True)
+class MakeMasks:
+    """Images to masks: 8-bit grey PNG, as large as the image, 255 = train, 0 = ignore."""
+
+    dataset: Dataset
+    detector: DetectorSpec = field(default_factory=DetectorSpec)
+    segmenter: SegmenterSpec = field(default_factory=SegmenterSpec)
+    region: Region = Region.FACE
+    faces: FacePolicy = "largest"
+    min_face: int = 32
+    """Faces whose shorter side is below this many pixels are passed over."""
+    no_face: NoFacePolicy = "fail"
+    erode: Margin = field(default_factory=lambda: Margin.parse("2%"))
+    feather: Margin = field(default_factory=lambda: Margin.parse("0"))
+    overlay: Path | None = None
+    """Folder for preview pictures."""
+    batch_size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.overlay in (self.dataset.masks, self.dataset.images):
+            raise UsageError(
+                "--overlay needs a folder of its own: trainers take every file in the image and "
+                "mask folders for an image or a mask"
+            )
+
+    @property
+    def name(self) -> str:
+        """`masks`, or `masks-<folder>` where they are written to another folder."""
+        folder = self.dataset.masks.name
+        return "masks" if folder == "masks" else f"masks-{folder}"
+
+    def settings(self) -> dict[str, Json]:
+        """All that changes a mask."""
+        return {
+            "stage": "masks/1",
+            "detector": self.detector_identity,
+            "segmenter": backends.segmenter_identity(self.segmenter),
+            "region": self.region,
+            "faces": self.faces,
+            "min_face": self.min_face,
+            "no_face": self.no_face,
+            "erode": str(self.erode),
+            "feather": str(self.feather),
+        }
+
+    @cached_property
+    def detector_identity(self) -> str:
+        """The detector's identity."""
+        return backends.detector_identity(self.detector)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def items(self) -> Iterator[Item]:
+        """One item an image; images that would share a mask are told so."""
+        for sample in self.dataset:
+            outputs = [sample.mask]
+            if self.overlay:
+                outputs.append(self.overlay / f"{sample.stem}.jpg")
+            others = self.dataset.sharers(sample)
+            problem = others and ItemError(
+                f"{sample.name} and {', '.join(others)} would share the mask {sample.mask.name}: "
+                "rename or remove all but one of them",
+                code="shared-stem",
+            )
+            yield Item(
+                self.dataset.key(sample.image), (sample.image,), tuple(outputs), problem or None
+            )
+
+    def open(self) -> "Masking":
+        """Load the detector and the segmenter."""
+        return Masking(self, backends.detector(self.detector), backends.segmenter(self.segmenter))
+
+    def face_record(self, item: Item) -> Path:
+        """Where an item's faces are kept."""
+        name = item.inputs[0].relative_to(self.dataset.images).as_posix()
+        return faces_path(self.dataset, self.dataset.sample(name))
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """An image that waits for the models."""
+
+    image: Image
+    sha256: str
+    faces: Sequence[Face] | None
+    """Faces that were recorded before."""
+    for_segmenter: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Segmented:
+    """An image with its faces and a mask for each one wanted."""
+
+    prepared: Prepared
+    faces: Sequence[Face]
+    wanted: Sequence[Face]
+    masks: Sequence[BoolMask]
+
+
+@dataclass(frozen=True, slots=True)
+class Masking:
+    """Masks being made."""
+
+    stage: MakeMasks
+    detector: FaceDetector
+    segmenter: Segmenter
+
+    def load(self, item: Item, inputs: Sequence[bytes]) -> Prepared:
+        """Decode the image and prepare it for the segmenter."""
+        (data,) = inputs
+        image = imageio.decode_image(data)
+        known = read_faces(self.stage.face_record(item), data, self.stage.detector_identity)
+        sha256 = hashlib.sha256(data).hexdigest()
+        return Prepared(image, sha256, known, self.segmenter.prepare(image))
+
+    def compute(self, batch: Sequence[Prepared]) -> list[Segmented | ItemError]:
+        """Detect where it was not done before, choose the faces, segment them all at once."""
+        found = [self._detect(prepared) for prepared in batch]
+        wanted = [
+            [] if isinstance(f, ItemError) else choose_faces(f, p.image, self.stage)
+            for p, f in zip(batch, found, strict=True)
+        ]
+        made = self.segmenter.segment([p.for_segmenter for p in batch], wanted, self.stage.region)
+        return [
+            f if isinstance(f, ItemError) else Segmented(p, f, w, m)
+            for p, f, w, m in zip(batch, found, wanted, made, strict=True)
+        ]
+
+    def save(self, item: Item, result: Segmented) -> Saved:
+        """Finish the mask; keep the faces for later commands."""
+        stage, prepared = self.stage, result.prepared
+        self._remember(item, result)
+        if not result.wanted and stage.no_face in ("fail", "skip"):
+            message = self._no_face(result.faces)
+            if stage.no_face == "skip":
+                return Saved(skipped=message)
+            raise ItemError(message, code="no-face")
+        mask, warnings = self._finish(result)
+        files = {item.outputs[0]: imageio.encode_mask(mask)}
+        if stage.overlay:
+            picture = masks.overlay(prepared.image, mask, result.wanted)
+            files[item.outputs[1]] = imageio.encode_image(picture, "jpeg")
+        info = {
+            "faces": len(result.faces),
+            "masked": len(result.wanted),
+            "coverage": round(masks.coverage(mask), 4),
+        }
+        return Saved(files, info, warnings)
+
+    def _detect(self, prepared: Prepared) -> Sequence[Face] | ItemError:
+        if prepared.faces is not None:
+            return prepared.faces
+        try:
+            return self.detector.detect(prepared.image)
+        except ItemError as error:
+            return error
+
+    def _remember(self, item: Item, result: Segmented) -> None:
+        """Write the face record. It names its image and detector, so it can never be wrong."""
+        if result.prepared.faces is None:
+            height, width = result.prepared.image.shape[:2]
+            record = FaceRecord(
+                self.stage.detector_identity,
+                result.prepared.sha256,
+                width,
+                height,
+                tuple(result.faces),
+            )
+            imageio.replace(self.stage.face_record(item), record.to_bytes())
+
+    def _finish(self, result: Segmented) -> tuple[Mask, tuple[str, ...]]:
+        """One mask of all faces wanted."""
+        stage, shape = self.stage, result.prepared.image.shape[:2]
+        if not result.wanted:
+            return np.full(shape, 255 if stage.no_face == "white" else 0, np.uint8), ()
+        parts = [masks.clean(mask) for mask in result.masks]
+        eroded = [masks.erode(part, stage.erode.radius(part)) for part in parts]
+        warnings = []
+        lost = sum(not part.any() for part in eroded)
+        if lost == len(eroded):
+            if not any(part.any() for part in parts):
+                raise ItemError("the segmenter found nothing at the face", code="empty-mask")
+            raise ItemError(
+                f"--erode {stage.erode} would leave nothing of the mask: give less",
+                code="eroded-away",
+            )
+        if lost:
+            warnings.append(
+                f"--erode {stage.erode} leaves nothing of {lost} of {len(eroded)} faces"
+            )
+        whole = masks.union(eroded)
+        return masks.feather(whole, stage.feather.radius(whole)), tuple(warnings)
+
+    def _no_face(self, faces: Sequence[Face]) -> str:
+        if faces:
+            largest = max(min(face.width, face.height) for face in faces)
+            return (
+                f"no face is large enough: the largest is {largest:.0f} px, --min-face is "
+                f"{self.stage.min_face}"
+            )
+        return f"no face was found by {self.stage.detector.name}"
+
+
+def choose_faces(faces: Sequence[Face], image: Image, stage: MakeMasks) -> list[Face]:
+    """The faces to mask, by the stage's policy.
+
+    `largest` weighs the area with the detector's confidence, since a false find can be large;
+    `center` takes the face whose centre is nearest to the image's.
+    """
+    height, width = image.shape[:2]
+    enough = [face for face in faces if min(face.width, face.height) >= stage.min_face]
+    if not enough or stage.faces == "all":
+        return enough
+    if stage.faces == "largest":
+        return [max(enough, key=lambda face: face.area * face.score)]
+    return [min(enough, key=lambda f: np.hypot(f.centre[0] - width / 2, f.centre[1] - height / 2))]
