@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,7 +55,7 @@ class Attempt:
     def __init__(self, stage: Stage, root: Path, *, force: bool = False) -> None:
         self.root = root
         self.force = force
-        self.token = f"{os.getpid()}-{secrets.token_hex(4)}"
+        self.token = imageio.new_token()
         self._settings = _digest(dict(stage.settings()))
 
     def check(self, task: Task) -> Checked[Any] | Finished:
@@ -120,6 +119,7 @@ class Attempt:
         parts: list[tuple[Path, Path, str]] = []
         for path in item.outputs:
             data = saved.files[path]
+            path.parent.mkdir(parents=True, exist_ok=True)
             part = imageio.write_part(path, data, token=self.token)
             before = checked.found.get(path, "")
             last = _written(checked.task.previous).get(self._relative(path))

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from lora_prep import imageio
 from lora_prep.attempt import Attempt, Finished, Task
@@ -31,6 +31,7 @@ from lora_prep.stage import Stage
 from lora_prep.types import Outcome, Status
 
 
+@runtime_checkable
 class Executor(Protocol):
     """Takes tasks through check, load, compute and save, and gives them back in order."""
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from lora_prep.errors import ItemError
 from lora_prep.types import Json
@@ -36,6 +36,7 @@ class Saved:
     """Why the item was left out on request; then there are no files."""
 
 
+@runtime_checkable
 class Worker(Protocol[Loaded, Computed]):
     """A stage at work in one process: it holds the model."""
 
@@ -55,6 +56,7 @@ class Worker(Protocol[Loaded, Computed]):
         ...
 
 
+@runtime_checkable
 class Stage(Protocol):
     """Turns files into files. A frozen dataclass whose fields are its configuration."""
 

@@ -1,0 +1,381 @@
+"""The runner's promises, seen through a small stage over text files and the local executor."""
+
+import json
+import os
+import signal
+import threading
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lora_prep.errors import DatasetError
+from lora_prep.executors.local import LocalExecutor
+from lora_prep.imageio import new_token
+from lora_prep.journal import Journal, exclusive
+from lora_prep.run import Report, plan, run
+from lora_prep.types import Outcome, Status
+from tests.fakes.shout import Shout
+
+
+def write(root: Path, **texts: str) -> None:
+    (root / "in").mkdir(exist_ok=True)
+    for name, text in texts.items():
+        (root / "in" / f"{name}.txt").write_text(text)
+
+
+def shout(root: Path, *, threads: int = 2, force: bool = False, **options) -> tuple[Report, Shout]:
+    stage = Shout(root, **options)
+    return run(stage, root, executor=LocalExecutor(threads), force=force), stage
+
+
+def outputs(root: Path, folder: str = "out") -> dict[str, str]:
+    return {p.stem: p.read_text() for p in sorted((root / folder).glob("[!.]*"))}
+
+
+def test_makes_every_output_in_order_with_its_facts(tmp_path):
+    write(tmp_path, a="x", b="yy", c="zzz")
+    seen: list[Outcome] = []
+    report = run(Shout(tmp_path), tmp_path, executor=LocalExecutor(2), observe=seen.append)
+    assert outputs(tmp_path) == {"a": "X", "b": "YY", "c": "ZZZ"}
+    assert report.counts == Counter({Status.DONE: 3})
+    assert report.exit_code == 0
+    assert [(o.key, o.info) for o in seen] == [
+        ("in/a.txt", {"length": 1}),
+        ("in/b.txt", {"length": 2}),
+        ("in/c.txt", {"length": 3}),
+    ]
+
+
+def test_second_run_does_nothing_and_loads_no_model(tmp_path):
+    write(tmp_path, a="x", b="y")
+    shout(tmp_path)
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").iterdir()}
+    report, stage = shout(tmp_path)
+    assert report.counts == Counter({Status.FRESH: 2})
+    assert (stage.calls.opened, stage.calls.loaded) == (0, [])
+    assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "out").iterdir()}
+
+
+def test_only_what_changed_is_made_again(tmp_path):
+    write(tmp_path, a="x", b="y", c="z", d="q")
+    shout(tmp_path)
+    write(tmp_path, b="new", e="added")
+    (tmp_path / "out/c.txt").unlink()
+    report, stage = shout(tmp_path)
+    assert sorted(stage.calls.loaded) == ["in/b.txt", "in/c.txt", "in/e.txt"]
+    assert report.counts == Counter({Status.DONE: 3, Status.FRESH: 2})
+    assert outputs(tmp_path) == {"a": "X", "b": "NEW", "c": "Z", "d": "Q", "e": "ADDED"}
+
+
+def test_content_counts_even_when_size_and_modification_time_stay_the_same(tmp_path):
+    write(tmp_path, a="one")
+    path = tmp_path / "in/a.txt"
+    times = path.stat()
+    shout(tmp_path)
+    path.write_text("two")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    shout(tmp_path)
+    assert outputs(tmp_path) == {"a": "TWO"}
+
+
+def test_touching_a_file_makes_nothing(tmp_path):
+    write(tmp_path, a="x")
+    shout(tmp_path)
+    os.utime(tmp_path / "in/a.txt")
+    report, stage = shout(tmp_path)
+    assert report.counts == Counter({Status.FRESH: 1})
+    assert stage.calls.opened == 0
+
+
+def test_changed_settings_make_everything_again(tmp_path):
+    write(tmp_path, a="x", b="y")
+    shout(tmp_path)
+    report, _ = shout(tmp_path, mark="!")
+    assert report.counts == Counter({Status.DONE: 2})
+    assert outputs(tmp_path) == {"a": "X!", "b": "Y!"}
+
+
+def test_a_moved_dataset_stays_fresh(tmp_path):
+    (tmp_path / "here").mkdir()
+    write(tmp_path / "here", a="x", b="y")
+    shout(tmp_path / "here")
+    (tmp_path / "here").rename(tmp_path / "there")
+    report, _ = shout(tmp_path / "there")
+    assert report.counts == Counter({Status.FRESH: 2})
+
+
+def test_an_output_asked_for_later_is_made(tmp_path):
+    write(tmp_path, a="x")
+    shout(tmp_path)
+    report, _ = shout(tmp_path, more_outputs=("extra",))
+    assert report.counts == Counter({Status.DONE: 1})
+    assert outputs(tmp_path, "extra") == {"a": "X"}
+    report, _ = shout(tmp_path)
+    assert report.counts == Counter({Status.FRESH: 1})
+
+
+def test_failures_are_reported_and_the_run_goes_on(tmp_path):
+    write(tmp_path, a="!bad-load", b="ok", c="!fail", d="fine")
+    report, _ = shout(tmp_path)
+    assert outputs(tmp_path) == {"b": "OK", "d": "FINE"}
+    assert [(o.key, o.code, o.message) for o in report.problems] == [
+        ("in/a.txt", "unreadable", "cannot be decoded"),
+        ("in/c.txt", "shy", "will not shout"),
+    ]
+    assert report.exit_code == 1
+
+
+def test_failures_are_tried_again(tmp_path):
+    write(tmp_path, a="!fail", b="ok")
+    shout(tmp_path)
+    write(tmp_path, a="better")
+    report, stage = shout(tmp_path)
+    assert stage.calls.loaded == ["in/a.txt"]
+    assert report.exit_code == 0
+
+
+def test_a_vanished_input_is_a_failed_item(tmp_path):
+    write(tmp_path, a="x", b="y")
+    stage = Shout(tmp_path)
+    items = list(stage.items())
+    (tmp_path / "in/a.txt").unlink()
+    object.__setattr__(stage, "items", lambda: iter(items))
+    report = run(stage, tmp_path, executor=LocalExecutor(2))
+    assert [(o.key, o.code) for o in report.problems] == [("in/a.txt", "unreadable")]
+    assert outputs(tmp_path) == {"b": "Y"}
+
+
+def test_a_failure_names_the_older_result_that_is_still_there(tmp_path):
+    write(tmp_path, a="x")
+    shout(tmp_path)
+    write(tmp_path, a="!fail")
+    report, _ = shout(tmp_path)
+    assert report.problems[0].warnings == ("an older result is still there: out/a.txt",)
+    write(tmp_path, a="good again")
+    report, _ = shout(tmp_path)
+    assert report.counts == Counter({Status.DONE: 1})
+    assert outputs(tmp_path) == {"a": "GOOD AGAIN"}
+
+
+def test_skipped_items_write_nothing_and_stay_skipped(tmp_path):
+    write(tmp_path, a="!skip", b="x")
+    report, _ = shout(tmp_path)
+    assert report.counts == Counter({Status.SKIPPED: 1, Status.DONE: 1})
+    report, stage = shout(tmp_path)
+    assert report.counts == Counter({Status.SKIPPED: 1, Status.FRESH: 1})
+    assert stage.calls.opened == 0
+    assert report.exit_code == 0
+
+
+def test_warnings_are_reported_without_failing(tmp_path):
+    write(tmp_path, a="!warn")
+    report, _ = shout(tmp_path)
+    assert [o.warnings for o in report.problems] == [("look out",)]
+    assert report.exit_code == 0
+
+
+@pytest.mark.parametrize("edit", ["edited by hand", "x"])
+def test_a_hand_edit_is_never_overwritten(tmp_path, edit):
+    write(tmp_path, a="x", b="y")
+    shout(tmp_path)
+    (tmp_path / "out/a.txt").write_text(edit)
+    for mark in ("", "!", "!"):
+        report, _ = shout(tmp_path, mark=mark)
+        assert report.counts[Status.KEPT] == 1
+        assert outputs(tmp_path)["a"] == edit
+    report, _ = shout(tmp_path, mark="!", force=True)
+    assert report.counts == Counter({Status.DONE: 2})
+    assert outputs(tmp_path) == {"a": "X!", "b": "Y!"}
+
+
+def test_a_file_that_was_there_before_is_never_overwritten(tmp_path):
+    write(tmp_path, a="x", b="y")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/a.txt").write_text("mine")
+    report, _ = shout(tmp_path)
+    assert outputs(tmp_path) == {"a": "mine", "b": "Y"}
+    assert report.counts == Counter({Status.KEPT: 1, Status.DONE: 1})
+
+
+def test_a_hand_edit_put_back_after_force_is_still_kept(tmp_path):
+    write(tmp_path, a="x")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/a.txt").write_text("mine")
+    shout(tmp_path, force=True)
+    (tmp_path / "out/a.txt").write_text("mine")
+    report, _ = shout(tmp_path, mark="!")
+    assert report.counts == Counter({Status.KEPT: 1})
+    assert outputs(tmp_path) == {"a": "mine"}
+
+
+def test_a_file_written_by_somebody_else_during_the_run_is_kept(tmp_path):
+    write(tmp_path, a="x")
+
+    def meanwhile(batch):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out/a.txt").write_text("theirs")
+
+    report, _ = shout(tmp_path, on_compute=meanwhile)
+    assert report.counts == Counter({Status.KEPT: 1})
+    assert outputs(tmp_path) == {"a": "theirs"}
+
+
+def test_death_between_journal_and_rename_is_mended(tmp_path, monkeypatch):
+    write(tmp_path, a="x")
+    shout(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("lora_prep.imageio.commit", lambda part, path: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            shout(tmp_path, mark="!")
+    assert outputs(tmp_path)["a"] == "X"
+    report, _ = shout(tmp_path, mark="!")
+    assert report.counts == Counter({Status.DONE: 1})
+    assert outputs(tmp_path) == {"a": "X!"}
+
+
+def test_an_unexpected_error_surfaces_with_the_items_name(tmp_path):
+    write(tmp_path, a="x", b="!bug")
+    with pytest.raises(ZeroDivisionError) as caught:
+        shout(tmp_path)
+    assert caught.value.__notes__ == ["while working on in/b.txt"]
+
+
+def test_out_of_memory_halves_the_batch_and_no_result_changes(tmp_path):
+    texts = {f"n{i}": f"text {i}" for i in range(7)}
+    write(tmp_path, **texts)
+    report, stage = shout(tmp_path, batch_size=7, fits=2)
+    assert report.counts == Counter({Status.DONE: 7})
+    assert outputs(tmp_path) == {name: text.upper() for name, text in texts.items()}
+    assert max(len(b) for b in stage.calls.batches if len(b) <= 2) == 2
+
+
+def test_out_of_memory_on_a_single_item_fails_that_item(tmp_path):
+    write(tmp_path, a="x")
+    report, _ = shout(tmp_path, fits=0)
+    assert [(o.code, o.message) for o in report.problems] == [
+        ("out-of-memory", "no room, even for this image alone")
+    ]
+
+
+def test_few_items_are_held_at_a_time(tmp_path):
+    write(tmp_path, **{f"n{i:03}": "text" for i in range(200)})
+    _, stage = shout(tmp_path, batch_size=4, threads=2)
+    assert stage.calls.most_waiting <= 3 * (4 + 2 * 2)
+    assert len(stage.calls.batches) == 50
+
+
+def test_loading_happens_in_other_threads(tmp_path):
+    write(tmp_path, **{f"n{i:03}": "text" for i in range(50)})
+    _, stage = shout(tmp_path, threads=3)
+    assert threading.get_ident() not in stage.calls.threads
+    assert len(stage.calls.threads) <= 3
+
+
+@settings(
+    deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    texts=st.lists(st.sampled_from(["x", "yy", "!fail", "!skip", "!bad-load"]), max_size=12),
+    threads=st.integers(1, 4),
+    batch_size=st.integers(1, 5),
+)
+def test_threads_and_batches_change_nothing(tmp_path_factory, texts, threads, batch_size):
+    results = []
+    for options in (
+        {"threads": 1, "batch_size": 1},
+        {"threads": threads, "batch_size": batch_size},
+    ):
+        root = tmp_path_factory.mktemp("data")
+        write(root, **{f"n{i:02}": text for i, text in enumerate(texts)})
+        (root / "out").mkdir()
+        report, _ = shout(root, **options)
+        results.append((report.counts, outputs(root), [o.key for o in report.problems]))
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_finishes_what_is_in_flight(tmp_path, number):
+    write(tmp_path, **{f"n{i:03}": "text" for i in range(100)})
+
+    def interrupt(batch):
+        if len(stage.calls.batches) == 3:
+            os.kill(os.getpid(), number)
+
+    stage = Shout(tmp_path, on_compute=interrupt)
+    report = run(stage, tmp_path, executor=LocalExecutor(2))
+    assert report.signal == number
+    assert report.exit_code == 128 + number
+    assert len(stage.calls.batches) == 3
+    assert len(outputs(tmp_path)) == report.counts[Status.DONE] == 6
+    report, again = shout(tmp_path)
+    assert report.counts == Counter({Status.DONE: 94, Status.FRESH: 6})
+    assert len(again.calls.loaded) == 94
+
+
+def test_two_runs_at_once_are_refused(tmp_path):
+    write(tmp_path, a="x")
+    messages = []
+
+    def second(batch):
+        with pytest.raises(DatasetError) as caught:
+            shout(tmp_path)
+        messages.append(str(caught.value))
+
+    shout(tmp_path, on_compute=second)
+    assert messages == [f"another lora-prep is working on {tmp_path}; wait until it has finished"]
+    with exclusive(tmp_path / ".lora-prep"):
+        pass
+
+
+def test_plan_says_what_a_run_would_do_and_writes_nothing(tmp_path):
+    write(tmp_path, a="x", b="y", c="z")
+    shout(tmp_path)
+    write(tmp_path, b="changed", d="new")
+    (tmp_path / "out/c.txt").write_text("edited")
+    files = sorted(p for p in tmp_path.rglob("*"))
+    said = {o.key: o.status for o in plan(Shout(tmp_path), tmp_path)}
+    assert said == {
+        "in/a.txt": Status.FRESH,
+        "in/b.txt": Status.DONE,
+        "in/c.txt": Status.KEPT,
+        "in/d.txt": Status.DONE,
+    }
+    assert sorted(p for p in tmp_path.rglob("*")) == files
+
+
+def test_plan_of_a_new_dataset_makes_no_folder(tmp_path):
+    write(tmp_path, a="x")
+    assert [o.status for o in plan(Shout(tmp_path), tmp_path)] == [Status.DONE]
+    assert not (tmp_path / ".lora-prep").exists()
+
+
+def test_left_over_parts_of_a_dead_run_are_swept(tmp_path):
+    write(tmp_path, a="x")
+    (tmp_path / "out").mkdir()
+    dead = os.fork()
+    if dead == 0:
+        os._exit(0)
+    os.waitpid(dead, 0)
+    left = tmp_path / "out" / f".a.txt.{new_token().split('-')[0]}-{dead}-0a1b2c3d.part"
+    left.write_text("half")
+    shout(tmp_path)
+    assert not left.exists()
+    assert outputs(tmp_path) == {"a": "X"}
+
+
+def test_the_journal_has_one_line_an_item(tmp_path):
+    write(tmp_path, a="x", b="!fail", c="!skip")
+    shout(tmp_path)
+    shout(tmp_path)
+    lines = [json.loads(x) for x in (tmp_path / ".lora-prep/shout.jsonl").read_text().splitlines()]
+    done = [line["key"] for line in lines if line["status"] == "done"]
+    assert done == ["in/a.txt"]
+    with Journal(tmp_path / ".lora-prep/shout.jsonl") as journal:
+        assert {e.key: e.status for e in journal} == {
+            "in/a.txt": Status.DONE,
+            "in/b.txt": Status.FAILED,
+            "in/c.txt": Status.SKIPPED,
+        }
