@@ -1,0 +1,1 @@
+"""What `sample_data.portraits` paints with."""
