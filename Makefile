@@ -1,48 +1,87 @@
 # `make demo` and `make test` set everything up by themselves; they need python3, make and a C
-# compiler. The targets below the line "Pipelines" work on your data: make masks DATA=my/data
+# compiler, and the network for packages alone. The pipelines work on your data: make masks DATA=dir
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 UV     := $(BIN)/uv
-PIP    := SAM2_BUILD_CUDA=0 $(UV) pip install --quiet --python $(BIN)/python -c constraints.txt
+# GPU=1 installs onnxruntime-gpu in place of onnxruntime.
 GPU    ?=
 
 DATA   ?= data
 PRESET ?= best
+FLAGS  ?=
 
-.PHONY: install demo test check bench masks validate normalize clean
 .DEFAULT_GOAL := help
+.PHONY: help install demo test check bench docs masks validate clean FORCE
 
-.PHONY: help
 help:
-	@echo 'make demo               masks for real photographs that installed packages ship, nothing downloaded'
-	@echo 'make test               lint, types, import contracts and all tests'
-	@echo 'make check              lint, types and import contracts'
-	@echo 'make bench              every number that the docs quote'
-	@echo 'make masks DATA=dir     masks for dir/faces in dir/masks (PRESET=best|fast|embedded)'
-	@echo 'make validate DATA=dir  check a data set'
+	@echo 'make demo               masks for real photographs that installed packages carry'
+	@echo 'make test               lint, types, import contracts, all tests'
+	@echo 'make check              lint, types, import contracts'
+	@echo 'make bench              every number that the documents quote'
+	@echo 'make docs               the pages under docs/commands'
+	@echo 'make masks DATA=dir     masks of dir/faces in dir/masks  (PRESET=best|fast|embedded, FLAGS=...)'
+	@echo 'make validate DATA=dir  check dir/faces against dir/masks'
+	@echo 'make clean              remove the demo and all caches, not the data'
 
-# ------------------------------------------------------------------ set-up
+# ---------------------------------------------------------------------------- set-up
+PIP := SAM2_BUILD_CUDA=0 $(UV) pip install --quiet --python $(BIN)/python -c constraints.txt
+comma := ,
+EXTRAS := dev$(if $(GPU),$(comma)gpu)
+
 $(UV):
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
 
-# torch comes first: sam2 is built against it. One torch and torchvision pair, pinned.
-$(VENV)/.installed: pyproject.toml constraints.txt gpu-overrides.txt | $(UV)
+# torch first: sam2 is built against the one that is installed, not against a second copy.
+$(VENV)/.installed$(GPU): pyproject.toml constraints.txt gpu-overrides.txt | $(UV)
 	$(PIP) torch torchvision setuptools wheel numpy
-	$(PIP) -e '.[dev$(if $(GPU),$(comma)gpu)]' $(if $(GPU),--overrides gpu-overrides.txt)
-	touch $@
-comma := ,
+	$(PIP) -e '.[$(EXTRAS)]' $(if $(GPU),--overrides gpu-overrides.txt)
+	@touch $@
 
-install: $(VENV)/.installed
+install: $(VENV)/.installed$(GPU)
 
-# ------------------------------------------------------------------ checks
+# ---------------------------------------------------------------------------- development
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports --verbose | tail -n 12
+	$(BIN)/lint-imports
 
 test: check
 	$(BIN)/pytest
+
+docs: install
+	$(BIN)/python -m docs.generate
+
+bench: install
+	$(BIN)/python -m benchmarks.embedded_masks
+
+clean:
+	rm -rf demo build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+# ---------------------------------------------------------------------------- the main job, to look at
+# Not every photograph has a face: exit code 1 (some items failed) is expected here, 2 is not.
+demo: install
+	$(BIN)/python -m sample_data demo --out demo/photos
+	$(BIN)/lora-prep normalize demo/photos --out demo/data/faces
+	$(BIN)/lora-prep masks demo/data/faces --preset embedded --faces all --overlay demo/overlays || test $$? = 1
+	$(BIN)/lora-prep validate demo/data || test $$? = 1
+	$(BIN)/python -m sample_data sheet demo/overlays --out demo/contact-sheet.png
+	@echo 'Look at demo/contact-sheet.png, and at the masks in demo/data/masks.'
+
+# ---------------------------------------------------------------------------- pipelines
+# A stamp is out of date when something in the folders is newer; an unchanged data set costs nothing.
+STATE := $(DATA)/.lora-prep
+newer = $(if $(shell test -e '$(1)' && find $(2) -newer '$(1)' -print -quit 2>/dev/null || echo new),FORCE)
+
+masks: $(STATE)/made-masks
+$(STATE)/made-masks: $(call newer,$(STATE)/made-masks,'$(DATA)/faces' '$(DATA)/masks') | install
+	$(BIN)/lora-prep masks '$(DATA)' --preset $(PRESET) $(FLAGS)
+	@touch '$@'
+
+validate: masks
+	$(BIN)/lora-prep validate '$(DATA)'
+
+FORCE:

@@ -96,8 +96,8 @@ def union(masks: Sequence[BoolMask]) -> BoolMask:
 def erode(mask: BoolMask, radius: float) -> BoolMask:
     """Take away all pixels within `radius` pixels of one that is not in the mask.
 
-    An exact Euclidean disc of any radius, fractions included, at constant cost. Masks that touch the
-    image's border lose pixels there too. A negative radius dilates: it adds all pixels within
+    An exact Euclidean disc of any radius, fractions included, at constant cost. Masks that touch
+    the image's border lose pixels there too. A negative radius dilates: it adds all pixels within
     -radius of the mask.
     """
     if radius < 0:
@@ -142,7 +142,7 @@ def clean(mask: BoolMask, *, max_hole: float = 0.02, max_speck: float = 0.05) ->
     if box is None:
         return mask.copy()
     part = np.pad(_bytes(mask[_slices(box)]), 1)
-    gaps, gap_labels, gap_stats, _ = cv2.connectedComponentsWithStats(1 - part, connectivity=4)
+    _, gap_labels, gap_stats, _ = cv2.connectedComponentsWithStats(1 - part, connectivity=4)
     # Label 0 is the mask itself; the frame of padding belongs to what lies around it.
     outside = gap_labels[0, 0]
     _, _, outlines, _ = cv2.connectedComponentsWithStats(
@@ -303,8 +303,10 @@ _ELLIPSES = {
 """Centre (down), half width and half height in half widths and half heights of the face's box."""
 
 _BODY = np.array(
-    [(0.62, 0.7), (0.68, 1.3), (2.1, 2.0), (2.85, 2.5), (2.95, 1000)]
-    + [(-2.95, 1000), (-2.85, 2.5), (-2.1, 2.0), (-0.68, 1.3), (-0.62, 0.7)]
+    [
+        *((0.62, 0.7), (0.68, 1.3), (2.1, 2.0), (2.85, 2.5), (2.95, 1000)),
+        *((-2.95, 1000), (-2.85, 2.5), (-2.1, 2.0), (-0.68, 1.3), (-0.62, 0.7)),
+    ]
 )
 """Outline of neck, shoulders and body, in the same units."""
 

@@ -7,11 +7,13 @@ import click
 import cv2
 import numpy as np
 
+from lora_prep import imageio
 from lora_prep.errors import LoraPrepError
 from lora_prep.types import BoolMask
 from sample_data import photos
 from sample_data.formats import write_variants
 from sample_data.portraits import Portrait, draw_portrait
+from sample_data.sheet import contact_sheet
 
 OUT = click.option(
     "--out",
@@ -86,6 +88,18 @@ def formats(out: Path, seed: int) -> None:
     }
     (out / "variants.json").write_text(json.dumps(facts, indent=1) + "\n")
     click.echo(f"{len(variants)} files in {out}")
+
+
+@main.command()
+@click.argument("folder", type=click.Path(file_okay=False, exists=True, path_type=Path))
+@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path))
+def sheet(folder: Path, out: Path) -> None:
+    """Put every picture of FOLDER on one page."""
+    try:
+        imageio.replace(out, imageio.encode_image(contact_sheet(folder), "png"))
+    except LoraPrepError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"contact sheet: {out}")
 
 
 def write_portrait(out: Path, name: str, suffix: str, portrait: Portrait) -> None:

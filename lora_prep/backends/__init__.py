@@ -8,7 +8,7 @@ loading it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias, assert_never
+from typing import Any, Literal, Protocol, TypeAlias, assert_never, runtime_checkable
 
 from lora_prep.types import BoolMask, Face, Image, Region
 
@@ -24,7 +24,7 @@ class DetectorSpec:
     model: str = "buffalo_l"
     """insightface: the name of a pack, or a directory that holds its ONNX files."""
     det_size: int = 640
-    """insightface: side of the square that the image is fitted into; a multiple of 32, in pixels."""
+    """insightface: side in pixels of the square that the image is fitted into; a multiple of 32."""
     min_score: float = 0.5
     """insightface: faces below this confidence are dropped."""
     device: str = "auto"
@@ -44,6 +44,7 @@ class SegmenterSpec:
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
 
 
+@runtime_checkable
 class FaceDetector(Protocol):
     """Finds faces."""
 
@@ -56,6 +57,7 @@ class FaceDetector(Protocol):
         ...
 
 
+@runtime_checkable
 class Segmenter(Protocol):
     """Makes one mask a face."""
 
@@ -140,3 +142,12 @@ def segmenter_identity(spec: SegmenterSpec) -> str:
             return grabcut.IDENTITY
         case _:
             assert_never(spec.name)
+
+
+def default_batch_size(spec: SegmenterSpec) -> int:
+    """8 images for SAM2 on CUDA, else 1: on a CPU a batch is no quicker than its images."""
+    if spec.name != "sam2" or spec.device == "cpu":
+        return 1
+    from lora_prep.backends.device import torch_device
+
+    return 8 if torch_device(spec.device).startswith("cuda") else 1

@@ -163,5 +163,5 @@ def _face(found: Any) -> Face:
     return Face((x0, y0, x1, y1), float(found.det_score), landmarks)
 
 
-def _point(row: np.ndarray[Any, Any]) -> Point:
+def _point(row: np.ndarray) -> Point:
     return float(row[0]), float(row[1])

@@ -9,7 +9,7 @@
     min-face = 48
 
 The nearest file counts, from the image folder (or, without one, from here) upwards. What is given
-on the command line wins.
+on the command line wins. Folders in it are relative to the file, wherever the command is run.
 """
 
 import difflib
@@ -27,8 +27,17 @@ from lora_prep.errors import DatasetError, UsageError
 FILE_NAME = "lora-prep.toml"
 DATASET_KEYS = ("images", "masks", "recursive")
 
-COMMAND_LINE_ONLY = ("images", "config", "help", "force", "dry_run")
+COMMAND_LINE_ONLY = ("images", "config", "help", "force", "dry_run", "list_checks")
 """Options that a file must not set: the data's place is `[dataset]`, the others are decisions."""
+
+KINDS: Sequence[tuple[type[Any], tuple[type, ...], str]] = (
+    (click.types.BoolParamType, (bool,), "true or false"),
+    (click.types.IntParamType, (int,), "a whole number"),
+    (click.types.FloatParamType, (int, float), "a number"),
+    (click.types.StringParamType, (str, int, float), "a text"),
+    (click.ParamType, (str,), "a text"),
+)
+"""Click's types, the TOML types that fit them, and how to say so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +70,10 @@ class ConfiguredCommand(click.Command):
         """Look at the arguments once for the file to read, then parse them with its defaults."""
         if not ctx.resilient_parsing:
             given, _, _ = self.make_parser(ctx).parse_args(list(args))
+            wants_help = (option := self.get_help_option(ctx)) and given.get(option.name) is True
             try:
-                self._apply(ctx, given)
+                if not wants_help:
+                    self._apply(ctx, given)
             except (UsageError, DatasetError) as error:
                 failure = click.UsageError(str(error), ctx)
                 raise failure from error
@@ -80,7 +91,7 @@ class ConfiguredCommand(click.Command):
                     defaults["images"] = str(found)
             if images is None or _same_data(images, config.images):
                 if config.masks:
-                    defaults["out" if self.name == "masks" else "masks"] = str(config.masks)
+                    defaults[_masks_option(self)] = str(config.masks)
                 defaults.setdefault("recursive", config.recursive)
         ctx.default_map = {**defaults, **(ctx.default_map or {})}
 
@@ -126,26 +137,58 @@ def read_config(path: Path) -> Config:
 def option_defaults(config: Config, command: click.Command) -> dict[str, Any]:
     """The configuration's values for one command, by parameter name.
 
-    Raises UsageError for a key that is no option of the command.
+    Raises UsageError for a key that is no option of the command and for a value that does not fit.
     """
-    options = {
-        opt.removeprefix("--"): p.name
+    options = configurable(command)
+    defaults: dict[str, Any] = {}
+    for key, value in config.commands.get(command.name or "", {}).items():
+        option = options.get(key.replace("_", "-"))
+        if option is None:
+            hint = _suggestion(key, [*options])
+            if key == _masks_option(command):
+                hint = "; say where the masks lie with `masks` in [dataset]"
+            raise UsageError(f"{config.path}: [{command.name}] has no key {key!r}{hint}")
+        try:
+            fitting = _fitting(option, value)
+        except (ValueError, click.BadParameter) as error:
+            raise UsageError(f"{config.path}: [{command.name}] {key}: {error}") from error
+        if isinstance(option.type, click.Path) and config.path:
+            fitting = str(config.path.parent / fitting)
+        assert option.name
+        defaults[option.name] = fitting
+    return defaults
+
+
+def configurable(command: click.Command) -> dict[str, click.Option]:
+    """The options of a command that a file may set, by their keys."""
+    return {
+        opt.removeprefix("--"): p
         for p in command.params
-        if isinstance(p, click.Option) and p.name not in COMMAND_LINE_ONLY
+        if isinstance(p, click.Option)
+        and p.name not in (*COMMAND_LINE_ONLY, _masks_option(command))
         for opt in p.opts
         if opt.startswith("--")
     }
-    defaults: dict[str, Any] = {}
-    for key, value in config.commands.get(command.name or "", {}).items():
-        name = options.get(key.replace("_", "-"))
-        if name is None:
-            raise UsageError(
-                f"{config.path}: [{command.name}] has no key {key!r}{_suggestion(key, [*options])}"
-            )
-        if isinstance(value, dict):
-            raise UsageError(f"{config.path}: [{command.name}] {key} wants a value, not a table")
-        defaults[name] = value
-    return defaults
+
+
+def _masks_option(command: click.Command) -> str:
+    """The parameter that says where the masks of IMAGES lie; empty where there is no IMAGES."""
+    if not any(p.name == "images" for p in command.params):
+        return ""
+    return "out" if command.name == "masks" else "masks"
+
+
+def _fitting(option: click.Option, value: Any) -> Any:
+    """The value, if it fits the option. Raises ValueError or BadParameter where it does not."""
+    kinds, wanted = next((k, w) for t, k, w in KINDS if isinstance(option.type, t))
+    values = value if option.multiple else [value]
+    if not isinstance(values, list):
+        raise ValueError(f"it wants a list, each {wanted}, not {value!r}")
+    for one in values:
+        if type(one) not in kinds:  # a bool is no number here
+            raise ValueError(f"it wants {wanted}, not {one!r}")
+        option.type.convert(one, option, None)
+    return value
 
 
 def _same_data(images: Path, configured: Path | None) -> bool:

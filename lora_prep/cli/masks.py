@@ -113,6 +113,7 @@ def command(
     large as the image under the same name. Masks that are up to date are not made again; masks
     that you drew or edited are left alone.
     """
+    from lora_prep.backends import default_batch_size
     from lora_prep.cli.console import Verbosity, run_stage
     from lora_prep.dataset import Dataset
     from lora_prep.masks import Margin
@@ -132,7 +133,7 @@ def command(
         erode=Margin.parse(erode),
         feather=Margin.parse(feather),
         overlay=overlay and overlay.absolute(),
-        batch_size=batch_size or default_batch_size(segmenter.name, models["device"]),
+        batch_size=batch_size or default_batch_size(segmenter),
     )
     run_stage(
         stage,
@@ -143,12 +144,3 @@ def command(
         dry_run=dry_run,
         threads=threads,
     )
-
-
-def default_batch_size(segmenter: str, device: str) -> int:
-    """8 for SAM2 on CUDA, else 1: on a CPU a batch is slower than its images one by one."""
-    if segmenter != "sam2" or device == "cpu":
-        return 1
-    import torch
-
-    return 8 if torch.cuda.is_available() else 1
