@@ -223,6 +223,8 @@ def _packages(probes: Mapping[str, Probed]) -> Iterator[Finding]:
         else:
             fix = f"uv pip install {distribution}"
             yield Finding(distribution, Level.PROBLEM, "is not installed", fix)
+    heif = installed("pillow-heif") or "not installed; only HEIC images need it"
+    yield Finding("pillow-heif", Level.OK, heif)
     yield from _clashes(probes)
 
 

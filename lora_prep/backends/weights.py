@@ -31,7 +31,7 @@ T = TypeVar("T")
 PROBE_SECONDS = 3.0
 """How long the model hub may take for its first answer; HF_HUB_ETAG_TIMEOUT overrides it."""
 
-TIMEOUT_SECONDS = 8.0
+TIMEOUT_SECONDS = 6.0
 """How long insightface's server may take to answer, and between two pieces of the answer."""
 
 MAX_ARCHIVE_BYTES = 1 << 30
@@ -114,7 +114,7 @@ def download(url: str, target: Path, limit: int) -> str:
     """
     digest = hashlib.sha256()
     response = _within(
-        2 * TIMEOUT_SECONDS, lambda: urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS)
+        TIMEOUT_SECONDS, lambda: urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS)
     )
     with (
         response,
@@ -168,9 +168,7 @@ def _download_pack(name: str, models: Path) -> None:
 
     url = model_zoo_download_url(f"{name}.zip")
     _log.warning(
-        "downloading %s; insightface's packs are for non-commercial research only, "
-        "other than its code",
-        url,
+        "downloading %s (insightface's model packs are for non-commercial research only)", url
     )
     try:
         models.mkdir(parents=True, exist_ok=True)
@@ -245,4 +243,6 @@ def _within(seconds: float, call: Callable[[], T]) -> T:
 
 
 def _first_line(error: Exception) -> str:
+    if type(error) is urllib.error.URLError:
+        return str(error.reason)
     return (str(error) or type(error).__name__).strip().splitlines()[0].rstrip(".")

@@ -8,7 +8,7 @@ import click
 
 from lora_prep.cli import options
 from lora_prep.cli.config import ConfiguredCommand
-from lora_prep.cli.models import detector_spec
+from lora_prep.cli.presets import detector_spec
 
 if TYPE_CHECKING:
     from lora_prep.types import Outcome

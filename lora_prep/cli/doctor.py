@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lora_prep.doctor import Finding
 
 SCHEMA = 1
-"""Version of the JSON document. Fields may be added to a version, never changed."""
+"""Version of the JSON document. `console` has the same, but needs an OpenCV that works."""
 
 
 @click.command(
@@ -75,7 +75,7 @@ def document(findings: "Sequence[Finding]") -> dict[str, Any]:
 def presets() -> dict[str, tuple[str, str]]:
     """Face pack and SAM2 checkpoint of the presets that have them; none where numpy is broken."""
     try:
-        from lora_prep.cli.models import PRESETS
+        from lora_prep.cli.presets import PRESETS
     except Exception:  # the findings on packages say why
         return {}
     return {

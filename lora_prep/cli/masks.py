@@ -7,7 +7,7 @@ import click
 
 from lora_prep.cli import options
 from lora_prep.cli.config import ConfiguredCommand
-from lora_prep.cli.models import specs
+from lora_prep.cli.presets import specs
 from lora_prep.cli.options import FOLDER
 
 

@@ -9,7 +9,6 @@ from PIL import Image, ImageCms
 from lora_prep.errors import ItemError
 
 _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I", "F")
-_PICTURE_MODES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}  # by an ICC profile's colour space
 
 
 def to_rgb(image: Image.Image, bits: int) -> Image.Image:
@@ -24,7 +23,7 @@ def to_rgb(image: Image.Image, bits: int) -> Image.Image:
         image = to_grey(image, bits)
     if not image.has_transparency_data:
         return _to_srgb(image, profile)
-    image = _straight_alpha(image)
+    image = _plain_alpha(image)
     opaque = image.convert("RGBA")
     colours = opaque.convert("L") if image.mode in ("L", "LA") else opaque.convert("RGB")
     result = Image.new("RGB", image.size, "white")
@@ -39,7 +38,7 @@ def to_weights(image: Image.Image, bits: int) -> Image.Image:
     if image.mode in ("1", "L"):
         return image if image.mode == "L" else image.convert("L")
     if image.has_transparency_data:
-        return _straight_alpha(image).convert("RGBA").getchannel("R")
+        return _plain_alpha(image).convert("RGBA").getchannel("R")
     return image.convert("RGB").getchannel("R")
 
 
@@ -75,9 +74,9 @@ def _unknown_range(kind: str, low: float, high: float, expected: str) -> ItemErr
     )
 
 
-def _straight_alpha(image: Image.Image) -> Image.Image:
-    """Undo premultiplication, which Pillow converts only to its own counterpart."""
-    return image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode]) if "a" in image.mode else image
+def _plain_alpha(image: Image.Image) -> Image.Image:
+    """Grey with premultiplied alpha, which Pillow converts to nothing else, as grey with alpha."""
+    return image.convert("LA") if image.mode == "La" else image
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
@@ -104,11 +103,8 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     Relative colorimetric with black point compensation, as Photoshop does by default.
     """
     try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if _PICTURE_MODES.get(source.profile.xcolor_space.strip()) != mode:
-            return None
         transform = ImageCms.ImageCmsTransform(
-            source,
+            ImageCms.ImageCmsProfile(io.BytesIO(profile)),
             ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")),
             mode,
             "RGB",

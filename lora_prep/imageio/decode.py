@@ -144,8 +144,8 @@ def _damage(name: str) -> Iterator[None]:
         ) from error
     except Exception as error:
         raise ItemError(
-            f"the {name} data is damaged or cut off ({_one_line(error)}): "
-            "copy the file again from its source, or delete it",
+            f"the {name} data is damaged, cut off or of an unknown kind ({_one_line(error)}): "
+            "copy the file again from its source, or convert it to PNG",
             code="unreadable",
         ) from error
 
