@@ -119,7 +119,7 @@ class Attempt:
         parts: list[tuple[Path, Path, str]] = []
         for path in item.outputs:
             data = saved.files[path]
-            path.parent.mkdir(parents=True, exist_ok=True)
+            imageio.make_folder(path.parent)
             part = imageio.write_part(path, data, token=self.token)
             before = checked.found.get(path, "")
             last = _written(checked.task.previous).get(self._relative(path))

@@ -1,5 +1,8 @@
 """Fixtures that many tests share. All pictures are drawn here; none is read from the network."""
 
+import tools.typechecker  # noqa: F401 the import hook of jaxtyping looks it up by name
+
+# isort: split
 import shutil
 from collections.abc import Callable
 from pathlib import Path

@@ -1,6 +1,7 @@
 """The command line: one file a command, imported when it is called."""
 
 import importlib
+import warnings
 from typing import Any
 
 import click
@@ -8,7 +9,7 @@ import click
 from lora_prep import __version__
 from lora_prep.errors import LoraPrepError
 
-COMMANDS = ("init", "normalize", "detect", "masks", "validate", "doctor")
+COMMANDS = ("init", "normalize", "detect", "masks", "validate", "models", "doctor")
 
 
 class Failure(click.ClickException):
@@ -34,6 +35,7 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; the one place where lora-prep's errors become messages and exit code 2."""
+        warnings.filterwarnings("ignore", module="PIL")  # it warns of what we report by name
         try:
             return super().invoke(ctx)
         except LoraPrepError as error:

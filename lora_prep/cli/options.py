@@ -1,5 +1,7 @@
 """Options that several commands share."""
 
+import functools
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -52,35 +54,81 @@ def reporting_options(command: Command) -> Command:
     return command
 
 
-def detector_options(command: Command) -> Command:
-    """Which face detector, and its settings."""
+def detector_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Which face detector, and its settings; a licence to accept is asked for before the command.
+
+    `command` gets `preset`, `detector`, `face_model`, `det_size`, `min_score` and `device`.
+    """
+
+    @functools.wraps(command)
+    def decorated(*args: Any, accept_license: bool, **options: Any) -> Any:
+        from lora_prep.backends import weights
+        from lora_prep.cli.presets import detector_spec
+
+        if options["detector"] == "yunet" and options["face_model"] is None:
+            options["face_model"] = ""  # the preset's is a pack of insightface's
+        names = ("preset", "detector", "face_model", "det_size", "min_score", "device")
+        spec = detector_spec(**{name: options[name] for name in names})
+        if spec.name == "insightface" and weights.is_licensed(spec.model or weights.DEFAULT_PACK):
+            ask_for_license(accept_license)
+        return command(*args, **options)
+
     decorators = [
         click.option(
             "--detector",
-            type=click.Choice(["insightface", "cascade"]),
-            help="Face detector; cascade needs no model file.  [default: the preset's]",
+            type=click.Choice(["insightface", "yunet", "cascade"]),
+            help="Face detector; yunet's weights are free for any use, cascade needs none.  "
+            "[default: the preset's]",
         ),
         click.option(
             "--face-model",
-            metavar="NAME|DIR",
-            help="insightface: a pack's name or a folder of ONNX files.  [default: the preset's]",
+            metavar="NAME|PATH",
+            help="insightface: a pack's name or a folder of ONNX files; yunet: an ONNX file.  "
+            "[default: the preset's]",
         ),
         click.option(
             "--det-size",
             type=click.IntRange(32),
-            help="insightface: the image is fitted into a square of this many pixels; small faces "
-            "in large groups want more.  [default: 640]",
+            help="insightface, yunet: the image is fitted into a square of this many pixels; small "
+            "faces in large groups want more.  [default: 640]",
         ),
         click.option(
             "--min-score",
             type=click.FloatRange(0, 1),
-            help="insightface: drop faces below this confidence.  [default: 0.5]",
+            help="insightface, yunet: drop faces below this confidence.  [default: 0.5]",
         ),
+        accept_license_option,
         device_option,
     ]
     for decorator in reversed(decorators):
-        command = decorator(command)
-    return command
+        decorated = decorator(decorated)
+    return decorated
+
+
+def accept_license_option(command: Command) -> Command:
+    """--accept-license."""
+    return click.option(
+        "--accept-license",
+        is_flag=True,
+        help="Accept, once, that insightface's models are for non-commercial research only.",
+    )(command)
+
+
+def ask_for_license(accept: bool) -> None:
+    """Have the licence of insightface's models accepted, if it was not yet, and record it.
+
+    Asks where somebody can answer. Elsewhere it is left to the backend to refuse its models.
+    """
+    from lora_prep.backends import licenses
+
+    if licenses.accepted():
+        return
+    if not accept and sys.stdin.isatty() and sys.stderr.isatty():
+        click.echo(licenses.NOTICE, err=True)
+        accept = click.confirm("Do you accept that?", err=True)
+    if accept:
+        licenses.accept()
+        click.echo(f"insightface's licence accepted: {licenses.record()}", err=True)
 
 
 def device_option(command: Command) -> Command:

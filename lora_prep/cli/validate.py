@@ -42,7 +42,9 @@ Exit codes: 0 no errors (there may be warnings), 1 errors, or warnings with --st
 @click.argument("images", type=FOLDER, required=False, metavar="[DATA]")
 @click.option("--masks", type=FOLDER, help="The masks.  [default: masks beside the images]")
 @options.recursive_option
-@click.option("--deep", is_flag=True, help="Decode every image: finds all damage, takes longer.")
+@click.option(
+    "--deep", is_flag=True, help="Decode every image, too: finds more damage, takes longer."
+)
 @click.option("--strict", is_flag=True, help="Warnings count as errors for the exit code.")
 @click.option("--list", "list_checks", is_flag=True, help="Explain all checks, and check nothing.")
 @click.option(

@@ -15,7 +15,7 @@ from lora_prep.imageio.encode import (
     normalized,
     normalized_suffix,
 )
-from lora_prep.imageio.files import commit, new_token, replace, sweep, write_part
+from lora_prep.imageio.files import commit, make_folder, new_token, replace, sweep, write_part
 
 __all__ = [
     "MAX_PIXELS",
@@ -26,6 +26,7 @@ __all__ = [
     "decode_mask",
     "encode_image",
     "encode_mask",
+    "make_folder",
     "new_token",
     "normalized",
     "normalized_suffix",

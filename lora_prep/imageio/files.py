@@ -29,6 +29,8 @@ _ADVICE = {
     errno.EPERM: "make the folder writable, or choose another one",
     errno.ENOENT: "create the folder first",
     errno.EISDIR: "a folder is in the way: move it",
+    errno.EEXIST: "a file is in the way: move it",
+    errno.ENOTDIR: "a file is in the way: move it",
     errno.ENAMETOOLONG: "give the file a shorter name",
 }
 
@@ -36,6 +38,14 @@ _ADVICE = {
 def new_token() -> str:
     """A name for one run: its host, its process and a random part, for `write_part`."""
     return f"{_host()}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, where they are missing. Raises DatasetError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
 
 
 def write_part(path: Path, data: bytes, *, token: str) -> Path:

@@ -2,9 +2,9 @@
 
 import re
 
-_SOI, _EOI, _SOS, _COM = 0xD8, 0xD9, 0xDA, 0xFE
-_HUFFMAN_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended sequential, progressive
-_TABLES = (0xC4, 0xDB, 0xDD)  # Huffman tables, quantisation tables, restart interval
+_EOI, _SOS, _COM = 0xD9, 0xDA, 0xFE
+_FRAMES = {0xC0, 0xC1, 0xC2}  # baseline, extended sequential, progressive
+_TABLES = {0xC4, 0xDB, 0xDD}  # Huffman tables, quantisation tables, restart interval
 
 _next_marker = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]").search  # none of these in a scan's data
 
@@ -13,13 +13,13 @@ def strip(data: bytes) -> bytes | None:
     """The JPEG without metadata and without anything behind its end; its pixels are the same.
 
     Kept are tables, frame and scans bit for bit, and the two segments that say what the numbers
-    mean: JFIF (without its thumbnail) and Adobe. None where the file is not a plain three-channel
-    8-bit JPEG of a kind that every decoder reads.
+    mean: JFIF (without its thumbnail) and Adobe. None for the kinds of JPEG that not every decoder
+    reads, and for files without an end.
     """
     kept = [b"\xff\xd8"]
     at = 2
-    while at + 4 <= len(data) + 2 and data[at : at + 1] == b"\xff":
-        marker = data[at + 1] if at + 1 < len(data) else 0
+    while at + 1 < len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
         if marker == 0xFF:  # a fill byte
             at += 1
             continue
@@ -29,11 +29,7 @@ def strip(data: bytes) -> bytes | None:
         segment = data[at:end]
         if end < at + 4 or end > len(data):
             return None
-        if marker in _HUFFMAN_FRAMES:
-            if segment[4:5] != b"\x08" or segment[9:10] != b"\x03":
-                return None
-            kept.append(segment)
-        elif marker in _TABLES:
+        if marker in _FRAMES | _TABLES:
             kept.append(segment)
         elif marker == _SOS:
             scan_end = _next_marker(data, end)

@@ -191,7 +191,9 @@ class Masking:
                 height,
                 tuple(result.faces),
             )
-            imageio.replace(self.stage.face_record(item), record.to_bytes())
+            path = self.stage.face_record(item)
+            imageio.make_folder(path.parent)
+            imageio.replace(path, record.to_bytes())
 
     def _finish(self, result: Segmented) -> tuple[Mask, tuple[str, ...]]:
         """One mask of all faces wanted."""

@@ -175,19 +175,25 @@ _SRGB_CURVE = _tag(
 _SRGB_COLUMNS = ((0.4360, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7141))
 
 
-def rgb_profile(order: str = "rgb") -> bytes:
-    """sRGB whose channels mean the primaries in this order: for "bgr", red and blue are swapped."""
+_LINEAR = _tag(b"curv", struct.pack(">I", 0))
+
+
+def rgb_profile(order: str = "rgb", *, linear: bool = False) -> bytes:
+    """sRGB, or amounts of light, whose channels mean the primaries in this order.
+
+    For "bgr", red and blue are swapped.
+    """
     columns = dict(zip("rgb", _SRGB_COLUMNS, strict=True))
     tags = {}
     for channel, primary in zip("rgb", order, strict=True):
         tags[f"{channel}XYZ".encode()] = _tag(b"XYZ ", _fixed(*columns[primary]))
-        tags[f"{channel}TRC".encode()] = _SRGB_CURVE
+        tags[f"{channel}TRC".encode()] = _LINEAR if linear else _SRGB_CURVE
     return _profile(b"mntr", b"RGB ", b"XYZ ", tags)
 
 
 def linear_grey_profile() -> bytes:
     """Grey values that are amounts of light."""
-    return _profile(b"mntr", b"GRAY", b"XYZ ", {b"kTRC": _tag(b"curv", struct.pack(">I", 0))})
+    return _profile(b"mntr", b"GRAY", b"XYZ ", {b"kTRC": _LINEAR})
 
 
 def key_only_profile() -> bytes:

@@ -207,6 +207,14 @@ def test_a_cut_jpeg_is_never_passed_on(share):
         imageio.normalized(JPEG[: int(len(JPEG) * share)], ".jpg")
 
 
+def test_a_damaged_jpeg_with_an_end_is_never_passed_on():
+    huffman_table = JPEG.index(b"\xff\xc4")
+    data = JPEG[: huffman_table + 5] + b"\xff" * 16 + JPEG[huffman_table + 21 :]
+    assert imageio.read_header(data).mode == "RGB"
+    with pytest.raises(ItemError, match="JPEG data is damaged"):
+        imageio.normalized(data, ".jpg")
+
+
 # normalized: encoded again
 
 

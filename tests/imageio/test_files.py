@@ -14,7 +14,7 @@ from lora_prep import imageio
 from lora_prep.errors import DatasetError
 
 DEAD = f"{imageio.new_token().split('-')[0]}-{2**31 - 1}-0123abcd"
-ELSEWHERE = f"00000000-{os.getpid()}-0123abcd"
+ELSEWHERE = f"00000000-{2**31 - 1}-0123abcd"
 
 
 def run_python(code: str, *arguments: object) -> subprocess.Popen[str]:
@@ -161,6 +161,16 @@ def test_a_folder_in_the_way(tmp_path):
     with pytest.raises(DatasetError, match="a folder is in the way"):
         imageio.replace(tmp_path / "mask.png", b"new")
     assert [p.name for p in tmp_path.iterdir()] == ["mask.png"]
+
+
+def test_make_folder(tmp_path):
+    for _ in range(2):
+        imageio.make_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").write_bytes(b"")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(DatasetError, match="a file is in the way"):
+            imageio.make_folder(folder)
 
 
 def test_an_interrupt_while_writing_leaves_nothing(tmp_path, monkeypatch):

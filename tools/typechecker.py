@@ -1,0 +1,5 @@
+"""What checks the annotations of lora_prep while tests run: beartype, with int accepted for float."""
+
+from beartype import BeartypeConf, beartype
+
+check = beartype(conf=BeartypeConf(is_pep484_tower=True))
