@@ -65,7 +65,7 @@ def run_stage(
     else:
         report = _run(stage, root, outcomes, verbosity, force=force, threads=threads, table=table)
     if verbosity.as_json:
-        click.echo(json.dumps(_document(report, outcomes, out, dry_run), ensure_ascii=False))
+        click.echo(json.dumps(_document(report, outcomes, out, dry_run)))
     else:
         for line in table(outcomes) if table else ():
             click.echo(line)

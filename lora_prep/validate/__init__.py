@@ -73,8 +73,8 @@ def validate(
 
     By default the names, the header and the end of each image, and all of each mask; `deep` decodes
     the images, too. `observe` is called with the number of images that were read since the last
-    call. In memory are the names, the issues, and 3 × `threads` × 8 pairs' facts; of the files
-    themselves one a thread.
+    call. In memory are the names, the issues, and the facts of 24 × `threads` pairs; of the files
+    themselves, and of decoded pictures, one a thread.
 
     Raises DatasetError where a folder cannot be read.
     """

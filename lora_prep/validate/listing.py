@@ -86,7 +86,7 @@ class Listing:
 
 def stem_of(name: str) -> str:
     """What an image and its mask have in common: the name without its suffix."""
-    return os.path.splitext(name)[0]  # noqa: PTH122 ten times as fast as pathlib
+    return os.path.splitext(name)[0]  # noqa: PTH122 a name, not a path
 
 
 def scan(folder: Path, *, recursive: bool) -> Folder:

@@ -250,10 +250,7 @@ def _folded(stems: Iterable[str]) -> Mapping[str, Sequence[str]]:
 
 
 def _fold(stem: str) -> str:
-    """Canonical caseless matching (Unicode standard, section 3.13, D145)."""
-    if stem.isascii():
-        return stem.lower()
-    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", stem).casefold())
+    return stem.lower() if stem.isascii() else unicodedata.normalize("NFD", stem.casefold())
 
 
 def _difference(stems: Iterable[str]) -> str:
