@@ -5,8 +5,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 UV     := $(BIN)/uv
-# GPU=1 installs onnxruntime-gpu in place of onnxruntime.
-GPU    ?=
+# GPU=1 installs onnxruntime-gpu in place of onnxruntime; the environment remembers it.
+GPU    ?= $(wildcard $(VENV)/.gpu)
 
 DATA   ?= data
 PRESET ?= best
@@ -27,20 +27,24 @@ help:
 
 # ---------------------------------------------------------------------------- set-up
 PIP := SAM2_BUILD_CUDA=0 $(UV) pip install --quiet --python $(BIN)/python -c constraints.txt
-comma := ,
-EXTRAS := dev$(if $(GPU),$(comma)gpu)
 
 $(UV):
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
 
 # torch first: sam2 is built against the one that is installed, not against a second copy.
-$(VENV)/.installed$(GPU): pyproject.toml constraints.txt gpu-overrides.txt | $(UV)
+$(VENV)/.installed: pyproject.toml constraints.txt | $(UV)
 	$(PIP) torch torchvision setuptools wheel numpy
-	$(PIP) -e '.[$(EXTRAS)]' $(if $(GPU),--overrides gpu-overrides.txt)
+	$(PIP) -e '.[dev]'
 	@touch $@
 
-install: $(VENV)/.installed$(GPU)
+$(VENV)/.gpu: pyproject.toml constraints.txt gpu-overrides.txt | $(UV)
+	$(PIP) torch torchvision setuptools wheel numpy
+	$(UV) pip uninstall --quiet --python $(BIN)/python onnxruntime || true
+	$(PIP) -e '.[dev,gpu]' --overrides gpu-overrides.txt --reinstall-package onnxruntime-gpu
+	@touch $@
+
+install: $(VENV)/$(if $(GPU),.gpu,.installed)
 
 # ---------------------------------------------------------------------------- development
 check: install

@@ -17,17 +17,24 @@ def page(name: str) -> str:
     """The page of one command."""
     command = main.get_command(click.Context(main), name)
     assert command
-    context = click.Context(command, info_name=name)
-    items = "\n".join(options(command, context))
-    blocks = [
-        NOTE,
-        f"# lora-prep {name}",
-        fenced(" ".join(["lora-prep", name, *command.collect_usage_pieces(context)])),
-        *paragraphs(command.help or ""),
-        *(["## Options", items] if items else []),
-        *paragraphs(command.epilog or ""),
-    ]
-    return "\n\n".join(blocks) + "\n"
+    return "\n\n".join([NOTE, *section(command, f"lora-prep {name}", "#")]) + "\n"
+
+
+def section(command: click.Command, title: str, level: str) -> Iterator[str]:
+    """The blocks of one command, and of its own commands below it."""
+    context = click.Context(command)
+    yield f"{level} {title}"
+    yield fenced(" ".join([title, *command.collect_usage_pieces(context)]))
+    yield from paragraphs(command.help or "", f"{level}#")
+    if items := "\n".join(options(command, context)):
+        yield f"{level}# Options"
+        yield items
+    yield from paragraphs(command.epilog or "", f"{level}#")
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            inner = command.get_command(context, name)
+            assert inner
+            yield from section(inner, f"{title} {name}", f"{level}#")
 
 
 def options(command: click.Command, context: click.Context) -> Iterator[str]:
@@ -39,14 +46,14 @@ def options(command: click.Command, context: click.Context) -> Iterator[str]:
             yield f"- `{names}`: {escaped(re.sub(' +', ' ', text))}"
 
 
-def paragraphs(text: str) -> Iterator[str]:
+def paragraphs(text: str, level: str) -> Iterator[str]:
     r"""The blocks of a help text; those that Click prints as they are (`\b`) become code."""
     for block in re.split(r"\n\s*\n|\n(?=\x08)", cleandoc(text)):
         title, _, lines = block.removeprefix("\b\n").partition("\n")
         if not block.startswith("\b"):
             yield escaped(block)
         elif lines.startswith("  ") and title.endswith(":"):
-            yield f"## {title.removesuffix(':')}"
+            yield f"{level} {title.removesuffix(':')}"
             yield fenced(cleandoc(lines))
         else:
             yield escaped(f"{title}\n{lines}".strip())

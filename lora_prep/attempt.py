@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic
 
@@ -68,11 +68,12 @@ class Attempt:
             if found is None:
                 return self._kept(task)
             unread = previous.inputs if previous and self._untouched(item, previous) else None
-            if unread is not None and self._fresh(item, previous, unread, found):
-                return self._still(task)
+            if previous and unread and self._fresh(item, previous, unread, found):
+                return Finished(item, previous, _still(previous), news=False)
             stamps, blobs = self._read(item)
-            if unread is None and self._fresh(item, previous, stamps, found):
-                return self._still(task)
+            if previous and not unread and self._fresh(item, previous, stamps, found):
+                # Recorded with the files' new dates, so that they need not be read next time.
+                return Finished(item, replace(previous, inputs=stamps), _still(previous))
             return Checked(task, tuple(blobs), stamps, found)
         except ItemError as error:
             return self.failed(task, error)
@@ -168,11 +169,6 @@ class Attempt:
         )
         return Finished(task.item, entry, status)
 
-    def _still(self, task: Task) -> Finished:
-        assert task.previous
-        status = Status.SKIPPED if task.previous.status is Status.SKIPPED else Status.FRESH
-        return Finished(task.item, task.previous, status, news=False)
-
     def _kept(self, task: Task) -> Finished:
         message = "not written by lora-prep, or edited since: left as it is (--force replaces it)"
         return self._ended(task, Status.KEPT, None, message, code="kept")
@@ -228,11 +224,11 @@ class Attempt:
     def _fresh(
         self,
         item: Item,
-        previous: Entry | None,
+        previous: Entry,
         inputs: Mapping[str, Stamp],
         found: Mapping[Path, str],
     ) -> bool:
-        if self.force or not previous or previous.fingerprint != self._fingerprint(inputs):
+        if self.force or previous.fingerprint != self._fingerprint(inputs):
             return False
         if previous.status is Status.SKIPPED:
             return True
@@ -246,6 +242,11 @@ class Attempt:
 
     def _relative(self, path: Path) -> str:
         return Path(os.path.relpath(path, self.root)).as_posix()
+
+
+def _still(previous: Entry) -> Status:
+    """What to call an item that is as it was."""
+    return Status.SKIPPED if previous.status is Status.SKIPPED else Status.FRESH
 
 
 def _written(previous: Entry | None) -> Mapping[str, Stamp]:

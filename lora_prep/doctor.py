@@ -82,7 +82,7 @@ class Probed:
 def examine(presets: Mapping[str, tuple[str, str]], data: Path | None) -> Iterator[Finding]:
     """All findings, in the order in which they are told.
 
-    `presets` has the face pack and the SAM2 checkpoint of each preset that needs model files,
+    `presets` has the names of insightface's pack and SAM2's checkpoint of the presets with models,
     `data` is the folder where the masks are going to lie, if there is a data set.
     """
     probes = probe(PROBES)
@@ -210,6 +210,8 @@ def _nvidia_driver() -> bool:
 def _packages(probes: Mapping[str, Probed]) -> Iterator[Finding]:
     for name, distribution in PACKAGES.items():
         probed = probes[name]
+        if name == "onnxruntime" and installed("onnxruntime-gpu"):
+            distribution = "onnxruntime-gpu"
         if probed.error:
             message, fix = _broken(name, distribution, probed.error)
             yield Finding(name, Level.PROBLEM, message, fix)
@@ -304,14 +306,10 @@ def _models(models: Probed) -> Iterator[Finding]:
     if models.error:
         yield Finding("models", Level.WARNING, f"cannot be looked for: {models.error}")
         return
-    facts = models.facts
-    for kind in ("packs", "checkpoints"):
-        names = ", ".join(facts[kind]) or "none"
-        topic = "face models" if kind == "packs" else "sam2 models"
-        yield Finding(topic, Level.OK, f"{names} (in {facts[f'{kind}_folder']})")
-    for place in facts["damaged"]:
+    yield Finding("models", Level.OK, ", ".join(models.facts["here"]) or "none are here yet")
+    for place in models.facts["damaged"]:
         yield Finding(
-            "face models",
+            "models",
             Level.PROBLEM,
             f"there is no .onnx file in {place}: a download broke off there",
             f"delete {place}; it is downloaded again when it is needed",
@@ -320,8 +318,8 @@ def _models(models: Probed) -> Iterator[Finding]:
 
 def _disks(models: Probed, data: Path | None) -> Iterator[Finding]:
     places = {
-        "face models": (models.facts.get("packs_folder"), MODEL_BYTES),
-        "sam2 models": (models.facts.get("checkpoints_folder"), MODEL_BYTES),
+        "insightface's models": (models.facts.get("packs_folder"), MODEL_BYTES),
+        "the hub's cache": (models.facts.get("hub_folder"), MODEL_BYTES),
         "data": (data, DATA_BYTES),
     }
     for topic, (place, wanted) in places.items():
@@ -353,25 +351,28 @@ def _presets(
     presets: Mapping[str, tuple[str, str]], probes: Mapping[str, Probed]
 ) -> Iterator[Finding]:
     models = probes["models"].facts
-    for preset, (pack, checkpoint) in presets.items():
+    broken = [name for name in NEEDED_BY_MODELS if probes[name].error]
+    for preset, names in presets.items():
         topic = f"preset {preset}"
-        broken = [name for name in NEEDED_BY_MODELS if probes[name].error]
-        absent = []
-        if pack not in models.get("packs", ()):
-            absent.append(pack)
-        if checkpoint not in models.get("checkpoints", ()):
-            absent.append(checkpoint)
+        absent = [name for name in names if name not in models.get("here", ())]
         if broken:
             message = f"cannot run: {', '.join(broken)} cannot be used"
             yield Finding(topic, Level.PROBLEM, message, "mend the packages named above")
         elif absent:
-            how = "bring them here by hand" if models.get("offline") else "run it with a network"
+            offline = ", and HF_HUB_OFFLINE is set" if models.get("offline") else ""
             yield Finding(
                 topic,
                 Level.WARNING,
-                f"its models are not here yet: {', '.join(absent)}",
-                f"{how} (they are downloaded once), or give files with --face-model and "
-                "--sam2-model, or use --preset embedded",
+                f"its models are not here yet: {', '.join(absent)}{offline}",
+                f"lora-prep models pull {' '.join(absent)} (needs a network); or use "
+                "--preset embedded",
+            )
+        elif not models["license"]:
+            yield Finding(
+                topic,
+                Level.WARNING,
+                f"the licence of {names[0]} (non-commercial research only) is not accepted yet",
+                f"lora-prep models pull {names[0]} asks for it; or use --preset embedded",
             )
         else:
             yield Finding(topic, Level.OK, "can run")

@@ -4,13 +4,11 @@ An import may fail, crash the process, hang or print; so each result is written 
 as soon as it is known, and whoever reads them sees which one is missing.
 """
 
-import contextlib
 import json
 import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, TypeAlias
 
 Facts: TypeAlias = dict[str, Any]
@@ -128,32 +126,20 @@ def sam2() -> Facts:
 
 
 def models() -> Facts:
-    """Face packs and SAM2 checkpoints that need no download, and where both are kept."""
+    """Models that are here, packs whose download broke off, where models are kept, the licence."""
     from huggingface_hub import constants
 
-    from lora_prep.backends import SegmenterSpec, sam2_model, weights
-    from lora_prep.errors import BackendError
+    from lora_prep.backends import catalogue, licenses, weights
 
-    offline, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True  # nothing is to be fetched
-    packs, damaged, checkpoints = [], [], []
-    folder = Path("~/.insightface/models").expanduser()
-    for place in sorted(folder.glob("[!.]*/")):
-        try:
-            weights.face_pack(str(place))
-            packs.append(place.name)
-        except BackendError:
-            damaged.append(str(place))
-    for model in sam2_model.HUB:
-        with contextlib.suppress(BackendError):
-            sam2_model.find(SegmenterSpec(model=model))
-            checkpoints.append(model)
+    here = [name for name, model in catalogue.MODELS.items() if catalogue.locate(model)]
+    folders = {name: weights.pack_folder(name) for name in weights.PACKS}
     return {
-        "packs": packs,
-        "damaged": damaged,
-        "packs_folder": str(folder),
-        "checkpoints": checkpoints,
-        "checkpoints_folder": str(constants.HF_HUB_CACHE),
-        "offline": bool(offline),
+        "here": here,
+        "damaged": [str(f) for name, f in folders.items() if f.is_dir() and name not in here],
+        "packs_folder": str(weights.pack_folder(weights.DEFAULT_PACK).parent),
+        "hub_folder": str(constants.HF_HUB_CACHE),
+        "offline": bool(constants.HF_HUB_OFFLINE),
+        "license": licenses.accepted(),
     }
 
 

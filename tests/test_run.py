@@ -1,9 +1,9 @@
 """The runner's promises, seen through a small stage over text files and the local executor."""
 
-import json
 import os
 import signal
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lora_prep.attempt import Attempt
 from lora_prep.errors import DatasetError
 from lora_prep.executors.local import LocalExecutor
 from lora_prep.imageio import new_token
@@ -227,7 +228,7 @@ def test_death_between_journal_and_rename_is_mended(tmp_path, monkeypatch):
     write(tmp_path, a="x")
     shout(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr("lora_prep.imageio.commit", lambda part, path: 1 / 0)
+        patch.setattr("lora_prep.imageio.commit", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             shout(tmp_path, mark="!")
     assert outputs(tmp_path)["a"] == "X"
@@ -366,16 +367,29 @@ def test_left_over_parts_of_a_dead_run_are_swept(tmp_path):
     assert outputs(tmp_path) == {"a": "X"}
 
 
-def test_the_journal_has_one_line_an_item(tmp_path):
+def test_the_journal_knows_how_each_item_ended(tmp_path):
     write(tmp_path, a="x", b="!fail", c="!skip")
     shout(tmp_path)
-    shout(tmp_path)
-    lines = [json.loads(x) for x in (tmp_path / ".lora-prep/shout.jsonl").read_text().splitlines()]
-    done = [line["key"] for line in lines if line["status"] == "done"]
-    assert done == ["in/a.txt"]
     with Journal(tmp_path / ".lora-prep/shout.jsonl") as journal:
         assert {e.key: e.status for e in journal} == {
             "in/a.txt": Status.DONE,
             "in/b.txt": Status.FAILED,
             "in/c.txt": Status.SKIPPED,
         }
+
+
+def test_files_that_were_touched_are_read_once_more_and_no_further(tmp_path, monkeypatch):
+    write(tmp_path, a="x")
+    old = time.time() - 60
+    shout(tmp_path)
+    os.utime(tmp_path / "in/a.txt", (old, old))
+    monkeypatch.setattr("lora_prep.journal.SETTLED_NS", 0)
+    read = []
+    monkeypatch.setattr(
+        "lora_prep.attempt.Attempt._read",
+        lambda self, item, _read=Attempt._read: read.append(item.key) or _read(self, item),
+    )
+    for _ in range(3):
+        report, _ = shout(tmp_path)
+        assert report.counts == Counter({Status.FRESH: 1})
+    assert read == ["in/a.txt"]

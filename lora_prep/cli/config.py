@@ -27,8 +27,19 @@ from lora_prep.errors import DatasetError, UsageError
 FILE_NAME = "lora-prep.toml"
 DATASET_KEYS = ("images", "masks", "recursive")
 
-COMMAND_LINE_ONLY = ("images", "config", "help", "force", "dry_run", "list_checks")
+COMMAND_LINE_ONLY = (
+    "images",
+    "config",
+    "help",
+    "force",
+    "dry_run",
+    "list_checks",
+    "accept_license",
+)
 """Options that a file must not set: the data's place is `[dataset]`, the others are decisions."""
+
+WITHOUT_TABLE = ("init", "models", "doctor")
+"""Commands that no file configures."""
 
 KINDS: Sequence[tuple[type[Any], tuple[type, ...], str]] = (
     (click.types.BoolParamType, (bool,), "true or false"),
@@ -115,8 +126,8 @@ def read_config(path: Path) -> Config:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from error
+    known = ("dataset", *(name for name in COMMANDS if name not in WITHOUT_TABLE))
     for name, value in values.items():
-        known = ("dataset", *COMMANDS)
         if name not in known:
             raise UsageError(f"{path}: there is no table [{name}]{_suggestion(name, known)}")
         if not isinstance(value, dict):

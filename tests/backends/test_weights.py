@@ -1,46 +1,26 @@
 import contextlib
 import hashlib
 import io
+import os
 import stat
+import subprocess
+import sys
+import time
 import zipfile
 
-import huggingface_hub
 import pytest
 from huggingface_hub import constants
 from hypothesis import given
 from hypothesis import strategies as st
 from insightface.utils import storage
 
-from lora_prep.backends import weights
+from lora_prep.backends import download, weights
 from lora_prep.errors import BackendError
-from tests.fakes import loopback
+from tests.fakes import hub, loopback
 
-REPO, FILE, COMMIT = "someone/model", "weights.pt", "c" * 40
-CONTENT = b"weights" * 1000
+REPO, FILE = "someone/model", "weights.pt"
+CONTENT = bytes(range(256)) * 1000
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """An empty cache of the model hub; nothing is reachable until a test sets an endpoint."""
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.delenv("HF_HUB_ETAG_TIMEOUT", raising=False)
-    return lambda url: set_endpoint(monkeypatch, url)
-
-
-def set_endpoint(monkeypatch, url):
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"
-    )
-
-
-def hub_headers(digest=DIGEST):
-    return {"ETag": f'"{digest}"', "X-Repo-Commit": COMMIT}
-
-
-HUB_PATH = f"/{REPO}/resolve/main/{FILE}"
 
 
 class TestSha256:
@@ -74,91 +54,153 @@ class TestSha256:
         assert weights.sha256(link) == hashlib.sha256(b"1").hexdigest()
 
 
-class TestHubFile:
-    def test_downloads_once(self, hub):
-        with loopback.serve({HUB_PATH: CONTENT}, hub_headers()) as server:
-            hub(server.url)
-            path = weights.hub_file(REPO, FILE, "")
-            assert path.read_bytes() == CONTENT
-            assert weights.sha256(path) == DIGEST
-            asked = len(server.requests)
-            assert weights.hub_file(REPO, FILE, "") == path
-            assert len(server.requests) == asked > 0
+@pytest.fixture
+def server():
+    with hub.serve() as server:
+        yield server
 
-    def test_a_file_in_the_cache_needs_no_network(self, hub):
-        with loopback.serve({HUB_PATH: CONTENT}, hub_headers()) as server:
-            hub(server.url)
-            path = weights.hub_file(REPO, FILE, "")
-        hub(loopback.closed())
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache of the model hub."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_HUB_ETAG_TIMEOUT", raising=False)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path / "hub"
+
+
+@pytest.fixture
+def endpoint(cache, monkeypatch):
+    """Nothing is reachable until a test says where the hub is."""
+
+    def use(url):
+        monkeypatch.setattr(constants, "ENDPOINT", url)
+        monkeypatch.setattr(
+            constants,
+            "HUGGINGFACE_CO_URL_TEMPLATE",
+            url + "/{repo_id}/resolve/{revision}/{filename}",
+        )
+
+    return use
+
+
+def files_below(folder):
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir())
+
+
+class TestHubFile:
+    @pytest.fixture
+    def model(self, server, endpoint):
+        """The hub has the model."""
+        server.add_to_hub(REPO, FILE, CONTENT)
+        endpoint(server.url)
+        return server
+
+    def test_downloads_once(self, model):
+        path = weights.hub_file(REPO, FILE, "")
+        assert path.read_bytes() == CONTENT
+        assert weights.sha256(path) == DIGEST
+        asked = len(model.requests)
+        assert weights.hub_file(REPO, FILE, "") == path
+        assert len(model.requests) == asked
+        assert len(model.bodies) == 1
+
+    def test_lies_as_the_hub_itself_would_file_it(self, model, cache):
+        import huggingface_hub
+
+        path = weights.hub_file(REPO, FILE, "")
+        assert path == cache / "models--someone--model" / "snapshots" / hub.COMMIT / FILE
+        assert path.resolve() == cache / "models--someone--model" / "blobs" / DIGEST
+        assert str(path) == huggingface_hub.hf_hub_download(REPO, FILE, local_files_only=True)
+        (found,) = huggingface_hub.scan_cache_dir(cache).repos
+        assert (found.repo_id, found.size_on_disk) == (REPO, len(CONTENT))
+
+    def test_goes_on_where_it_broke_off(self, model, cache):
+        model.cuts = [100_000]
+        with pytest.raises(BackendError, match="broke off after 100000 of 256000 bytes"):
+            weights.hub_file(REPO, FILE, "")
+        assert weights.cached_hub_file(REPO, FILE) is None
+        path = weights.hub_file(REPO, FILE, "")
+        assert [request.range for request in model.bodies] == ["", "bytes=100000-"]
+        assert path.read_bytes() == CONTENT
+        assert not [name for name in files_below(cache) if "incomplete" in name]
+
+    def test_a_killed_download_goes_on_where_it_was(self, model, cache):
+        model.cuts, model.stall = [200_000], True
+        code = f"from lora_prep.backends import weights; weights.hub_file({REPO!r}, {FILE!r}, '')"
+        variables = {**os.environ, "HF_ENDPOINT": model.url, "HF_HUB_CACHE": str(cache)}
+        process = subprocess.Popen([sys.executable, "-c", code], env=variables, stderr=-1)
+        part = cache / "models--someone--model" / "blobs" / f"{DIGEST}.incomplete"
+        while process.poll() is None and not (part.exists() and part.stat().st_size >= 65536):
+            time.sleep(0.02)
+        process.kill()
+        process.communicate()
+        got = part.stat().st_size
+        assert 0 < got < len(CONTENT)
+        assert weights.hub_file(REPO, FILE, "").read_bytes() == CONTENT
+        assert model.bodies[-1].range == f"bytes={got}-"
+
+    def test_a_small_file_that_the_hub_has_no_sha256_of(self, model):
+        model.files[f"/{REPO}/resolve/main/config.json"] = b"{}"
+        assert weights.hub_file(REPO, "config.json", "").read_bytes() == b"{}"
+
+    def test_a_file_in_the_cache_needs_no_network(self, model, endpoint):
+        path = weights.hub_file(REPO, FILE, "")
+        endpoint(loopback.closed())
         assert weights.hub_file(REPO, FILE, "") == path
 
-    def test_a_refused_connection(self, hub):
-        hub(loopback.closed())
+    def test_a_refused_connection(self, endpoint):
+        endpoint(loopback.closed())
         with pytest.raises(BackendError, match=r"weights\.pt is not in .*hub.* do that instead"):
             weights.hub_file(REPO, FILE, "do that instead")
 
-    def test_a_server_that_does_not_answer(self, hub, monkeypatch):
-        monkeypatch.setattr(weights, "PROBE_SECONDS", 0.2)
-        monkeypatch.setattr(huggingface_hub, "hf_hub_download", None)  # it would wait and retry
+    def test_a_server_that_does_not_answer(self, endpoint, monkeypatch):
+        monkeypatch.setattr(download, "ANSWER_SECONDS", 0.2)
         with loopback.silent() as url:
-            hub(url)
+            endpoint(url)
             with pytest.raises(BackendError, match=r"does not give it: .*advice"):
                 weights.hub_file(REPO, FILE, "advice")
 
-    def test_offline_mode_asks_nobody(self, hub, monkeypatch):
+    def test_offline_mode_asks_nobody(self, model, monkeypatch):
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-        with loopback.serve({HUB_PATH: CONTENT}, hub_headers()) as server:
-            hub(server.url)
-            with pytest.raises(BackendError, match="HF_HUB_OFFLINE forbids"):
-                weights.hub_file(REPO, FILE, "")
-            assert server.requests == []
+        with pytest.raises(BackendError, match="HF_HUB_OFFLINE forbids"):
+            weights.hub_file(REPO, FILE, "")
+        assert model.requests == []
 
-    def test_a_file_that_is_not_there(self, hub):
-        with loopback.serve({}) as server:
-            hub(server.url)
-            with pytest.raises(BackendError, match=f"{server.url} does not give it: .*404"):
-                weights.hub_file(REPO, FILE, "")
+    def test_a_file_that_is_not_there(self, server, endpoint):
+        endpoint(server.url)
+        with pytest.raises(BackendError, match=f"{server.url} does not give it: .*404"):
+            weights.hub_file(REPO, FILE, "")
 
-    def test_a_damaged_download_does_not_stay(self, hub, tmp_path):
-        with loopback.serve({HUB_PATH: CONTENT}, hub_headers("0" * 64)) as server:
-            hub(server.url)
-            with pytest.raises(BackendError, match="arrived damaged"):
-                weights.hub_file(REPO, FILE, "")
-        assert [p for p in (tmp_path / "hub").rglob("*") if p.name in (FILE, "0" * 64)] == []
+    def test_a_damaged_download_does_not_stay(self, server, endpoint, cache):
+        server.add_to_hub(REPO, FILE, CONTENT, sha256="0" * 64)
+        endpoint(server.url)
+        with pytest.raises(BackendError, match="arrived damaged"):
+            weights.hub_file(REPO, FILE, "")
+        assert files_below(cache) == []
 
+    def test_another_file_than_the_known_one_is_not_downloaded(self, model, cache):
+        with pytest.raises(BackendError, match=f"has the sha256 {DIGEST}, not {'1' * 64}"):
+            weights.hub_file(REPO, FILE, "", expected="1" * 64)
+        assert model.bodies == []
 
-class TestDownload:
-    def test_writes_what_is_served(self, tmp_path):
-        with loopback.serve({"/a": CONTENT}) as server:
-            digest = weights.download(f"{server.url}/a", tmp_path / "a", len(CONTENT))
-        assert digest == DIGEST
-        assert (tmp_path / "a").read_bytes() == CONTENT
+    def test_a_small_file_other_than_the_known_one_does_not_stay(self, model, cache):
+        model.files[f"/{REPO}/resolve/main/config.json"] = b"{}"
+        with pytest.raises(BackendError, match="its sha256 was not 111"):
+            weights.hub_file(REPO, "config.json", "", expected="1" * 64)
+        assert weights.cached_hub_file(REPO, "config.json") is None
+        assert not [p for p in cache.rglob("*") if p.is_file() and p.read_bytes() == b"{}"]
 
-    def test_says_how_far_it_is_on_stderr(self, tmp_path, capfd):
-        with loopback.serve({"/a": CONTENT}) as server:
-            weights.download(f"{server.url}/a", tmp_path / "a", len(CONTENT))
-        out, err = capfd.readouterr()
-        assert out == ""
-        assert "100%" in err
+    def test_the_known_file_is(self, model):
+        assert weights.hub_file(REPO, FILE, "", expected=DIGEST).read_bytes() == CONTENT
 
-    def test_stops_at_the_limit(self, tmp_path):
-        with (
-            loopback.serve({"/a": CONTENT}) as server,
-            pytest.raises(ValueError, match="larger than 0 MiB"),
-        ):
-            weights.download(f"{server.url}/a", tmp_path / "a", len(CONTENT) - 1)
-
-    def test_notices_a_broken_connection(self, tmp_path):
-        with (
-            loopback.serve({"/a": CONTENT}, cut=1234) as server,
-            pytest.raises(OSError, match="broke off after 1234 of 7000 bytes"),
-        ):
-            weights.download(f"{server.url}/a", tmp_path / "a", len(CONTENT))
-
-    def test_gives_up_on_a_silent_server(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(weights, "TIMEOUT_SECONDS", 0.1)
-        with loopback.silent() as url, pytest.raises(OSError, match=r"no answer|timed out"):
-            weights.download(url, tmp_path / "a", 1)
+    def test_the_users_token_is_for_the_hub_only(self, model, monkeypatch):
+        monkeypatch.setenv("HF_TOKEN", "hf_secret")
+        weights.hub_file(REPO, FILE, "")
+        seen = {(r.path.startswith("/cdn"), r.authorization) for r in model.requests}
+        assert seen == {(False, "Bearer hf_secret"), (True, "")}
 
 
 def archive(entries, symlinks=()):
@@ -172,10 +214,6 @@ def archive(entries, symlinks=()):
             info.external_attr = (stat.S_IFLNK | 0o777) << 16
             file.writestr(info, "/etc")
     return data.getvalue()
-
-
-def files_below(folder):
-    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir())
 
 
 class TestUnpack:
@@ -226,23 +264,30 @@ class TestUnpack:
 class TestFacePack:
     @pytest.fixture
     def home(self, tmp_path, monkeypatch):
+        """A user who has accepted insightface's licence and has no packs."""
         monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+        monkeypatch.setenv("LORA_PREP_ACCEPT_LICENSE", "1")
         return tmp_path
 
     @pytest.fixture
-    def release(self, monkeypatch):
-        """Serve these bytes as a pack from insightface's release page."""
+    def release(self, server, monkeypatch):
+        """Serve these bytes as insightface's pack of that name, and know their hash."""
+        monkeypatch.setattr(weights, "RELEASES", f"{server.url}/releases/")
 
-        def use(url):
-            monkeypatch.setattr(storage, "MODEL_ZOO_RELEASE_DOWNLOAD_URL", f"{url}/")
+        def add(name, data, digest=None):
+            digest = digest or hashlib.sha256(data).hexdigest()
+            monkeypatch.setitem(weights.PACKS, name, weights.Pack(digest, len(data)))
+            server.add_release(f"{name}.zip", data)
+            return server
 
-        return use
+        return add
 
     def test_a_directory(self, tmp_path):
         (tmp_path / "a.onnx").touch()
         assert weights.face_pack(str(tmp_path)) == tmp_path
 
-    def test_a_name_among_insightfaces_own_packs(self, home):
+    def test_a_name_among_the_users_packs(self, home):
         folder = home / ".insightface" / "models" / "my_pack"
         folder.mkdir(parents=True)
         (folder / "a.onnx").touch()
@@ -263,52 +308,66 @@ class TestFacePack:
         with pytest.raises(BackendError, match=f"no directory {name}"):
             weights.face_pack(name)
 
+    def test_a_name_that_insightface_does_not_have(self, home):
+        with pytest.raises(BackendError, match=r"no pack buffalo_xl .* its packs are buffalo_l, "):
+            weights.face_pack("buffalo_xl")
+
     def test_a_missing_pack_is_downloaded_once(self, home, release):
-        data = archive({"pack/a.onnx": b"model"})
-        with loopback.serve({"/pack.zip": data}) as server:
-            release(server.url)
-            folder = weights.face_pack("pack")
-            assert folder == home / ".insightface/models/pack/pack"
-            assert (folder / "a.onnx").read_bytes() == b"model"
-            assert weights.face_pack("pack") == folder
-            assert server.requests == ["GET /pack.zip"]
-        assert files_below(home) == [".insightface/models/pack/pack/a.onnx"]
+        server = release("pack", archive({"pack/a.onnx": b"model", "MODEL.LICENSE": b"terms"}))
+        folder = weights.face_pack("pack")
+        assert folder == home / ".insightface/models/pack/pack"
+        assert (folder / "a.onnx").read_bytes() == b"model"
+        assert weights.face_pack("pack") == folder
+        assert len(server.bodies) == 1
+        assert files_below(home) == [
+            ".insightface/models/pack/MODEL.LICENSE",
+            ".insightface/models/pack/SHA256SUMS",
+            ".insightface/models/pack/pack/a.onnx",
+        ]
+
+    def test_the_hashes_of_its_files_are_written_down(self, home, release):
+        release("pack", archive({"a.onnx": b"1", "x/b.onnx": b"2"}))
+        record = weights.face_pack("pack") / "SHA256SUMS"
+        done = subprocess.run(
+            ["sha256sum", "--check", record.name], cwd=record.parent, capture_output=True, text=True
+        )
+        assert (done.stdout, done.returncode) == ("a.onnx: OK\nx/b.onnx: OK\n", 0)
 
     @pytest.mark.parametrize(
         ("data", "reason"),
-        [
-            (archive({"../a.onnx": b""}), "outside the pack"),
-            (archive({"readme.txt": b""}), r"there is no \.onnx file in it"),
-            (b"no archive", "not a zip file"),
-        ],
+        [(archive({"../a.onnx": b""}), "outside the pack"), (b"no archive", "not a zip file")],
     )
     def test_a_bad_archive_leaves_nothing(self, home, release, data, reason):
-        with loopback.serve({"/pack.zip": data}) as server:
-            release(server.url)
-            with pytest.raises(BackendError, match=reason):
-                weights.face_pack("pack")
-        assert files_below(home) == []
-
-    def test_a_broken_download_leaves_nothing_and_the_next_run_repairs_it(self, home, release):
-        data = archive({"a.onnx": bytes(range(256)) * 40})
-        with loopback.serve({"/pack.zip": data}, cut=100) as server:
-            release(server.url)
-            with pytest.raises(BackendError, match="broke off after 100 of"):
-                weights.face_pack("pack")
-        assert files_below(home) == []
+        release("pack", data)
+        with pytest.raises(BackendError, match=reason):
+            weights.face_pack("pack")
         assert list((home / ".insightface/models").iterdir()) == []
-        with loopback.serve({"/pack.zip": data}) as server:
-            release(server.url)
-            assert files_below(weights.face_pack("pack")) == ["a.onnx"]
 
-    def test_a_name_that_insightface_does_not_have(self, home, release):
-        with loopback.serve({}) as server:
-            release(server.url)
-            with pytest.raises(BackendError, match="no such pack; there are buffalo_l"):
-                weights.face_pack("buffalo_xl")
+    def test_another_archive_than_insightfaces_is_refused_and_leaves_nothing(self, home, release):
+        release("pack", archive({"a.onnx": b""}), digest="0" * 64)
+        with pytest.raises(BackendError, match=f"arrived damaged.*not {'0' * 64}"):
+            weights.face_pack("pack")
+        assert list((home / ".insightface/models").iterdir()) == []
 
-    def test_without_a_network_it_says_what_to_do(self, home, release):
-        release(loopback.closed())
+    def test_goes_on_where_it_broke_off(self, home, release):
+        data = archive({"a.onnx": os.urandom(100_000)})
+        server = release("pack", data)
+        server.cuts = [60_000]
+        with pytest.raises(BackendError, match="broke off after 60000 of"):
+            weights.face_pack("pack")
+        assert files_below(home / ".insightface/models") == ["pack.zip.part", "pack.zip.part.etag"]
+        assert files_below(weights.face_pack("pack")) == ["SHA256SUMS", "a.onnx"]
+        assert [request.range for request in server.bodies] == ["", "bytes=60000-"]
+        assert [p.name for p in (home / ".insightface/models").iterdir()] == ["pack"]
+
+    def test_a_release_that_is_gone(self, home, release):
+        server = release("pack", b"")
+        server.redirects.clear()
+        with pytest.raises(BackendError, match=r"/pack\.zip: it is not there \(404\)"):
+            weights.face_pack("pack")
+
+    def test_without_a_network_it_says_what_to_do(self, home, monkeypatch):
+        monkeypatch.setattr(weights, "RELEASES", f"{loopback.closed()}/")
         with pytest.raises(BackendError) as raised:
             weights.face_pack("buffalo_l")
         message = str(raised.value)
@@ -319,9 +378,56 @@ class TestFacePack:
         assert "--face-model DIR" in message
         assert "--preset embedded" in message
 
-    def test_a_silent_server(self, home, release, monkeypatch):
-        monkeypatch.setattr(weights, "TIMEOUT_SECONDS", 0.1)
+    def test_a_silent_server(self, home, monkeypatch):
+        monkeypatch.setattr(download, "ANSWER_SECONDS", 0.1)
         with loopback.silent() as url:
-            release(url)
-            with pytest.raises(BackendError, match=r"no answer within|timed out"):
+            monkeypatch.setattr(weights, "RELEASES", f"{url}/")
+            with pytest.raises(BackendError, match="no answer within"):
                 weights.face_pack("buffalo_l")
+
+    def test_the_address_is_insightfaces_own(self):
+        assert storage.MODEL_ZOO_RELEASE_DOWNLOAD_URL == weights.RELEASES
+
+    class TestLicense:
+        @pytest.fixture
+        def home(self, tmp_path, monkeypatch):
+            """A user who has not accepted insightface's licence and has two packs."""
+            monkeypatch.setenv("HOME", str(tmp_path))
+            monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+            monkeypatch.delenv("LORA_PREP_ACCEPT_LICENSE", raising=False)
+            for name in ("buffalo_l", "my_pack"):
+                (tmp_path / ".insightface/models" / name).mkdir(parents=True)
+                (tmp_path / ".insightface/models" / name / "a.onnx").touch()
+            return tmp_path
+
+        def test_insightfaces_packs_by_name_want_it_accepted(self, home):
+            with pytest.raises(BackendError) as raised:
+                weights.face_pack("buffalo_l")
+            for part in (
+                "buffalo_l is one of insightface's",
+                "for non-commercial research only",
+                "lora-prep models pull buffalo_l --accept-license",
+                "LORA_PREP_ACCEPT_LICENSE=1",
+                "--detector yunet",
+            ):
+                assert part in str(raised.value)
+
+        def test_nothing_is_downloaded_before(self, home, server, monkeypatch):
+            monkeypatch.setattr(weights, "RELEASES", f"{server.url}/releases/")
+            with pytest.raises(BackendError, match="not been accepted"):
+                weights.face_pack("buffalo_s")
+            assert server.requests == []
+
+        def test_directories_and_other_packs_do_not(self, home):
+            models = home / ".insightface/models"
+            assert weights.face_pack(str(models / "buffalo_l")) == models / "buffalo_l"
+            assert weights.face_pack("my_pack") == models / "my_pack"
+
+        def test_what_wants_it_can_be_asked(self, home, monkeypatch):
+            monkeypatch.chdir(home / ".insightface")
+            assert weights.is_licensed("buffalo_l")
+            assert not weights.is_licensed("my_pack")
+            assert not weights.is_licensed(str(home))
+            monkeypatch.chdir(home / ".insightface/models")  # where it names a directory
+            assert not weights.is_licensed("buffalo_l")
+            assert weights.face_pack("buffalo_l").name == "buffalo_l"

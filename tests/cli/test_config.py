@@ -11,8 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from lora_prep.cli import main
-from lora_prep.cli.config import Config, configurable, find_config, option_defaults, read_config
+from lora_prep.cli import COMMANDS, main
+from lora_prep.cli.config import (
+    WITHOUT_TABLE,
+    Config,
+    ConfiguredCommand,
+    configurable,
+    find_config,
+    option_defaults,
+    read_config,
+)
 from lora_prep.cli.detect import command as detect
 from lora_prep.cli.masks import command as masks
 from lora_prep.cli.normalize import command as normalize
@@ -149,12 +157,20 @@ def test_configurable_options_are_those_of_the_help(here: Path) -> None:
     assert "out" in configurable(normalize)
 
 
+def test_commands_have_a_table_if_they_read_it() -> None:
+    context = click.Context(main)
+    assert {name for name in COMMANDS if name not in WITHOUT_TABLE} == {
+        name for name in COMMANDS if isinstance(main.get_command(context, name), ConfiguredCommand)
+    }
+
+
 # ------------------------------------------------------------------ what is wrong with it
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("[mask]\n", "there is no table [mask]; did you mean 'masks'?"),
-        ("[zzz]\n", "there is no table [zzz]; there are dataset, init, normalize"),
+        ("[zzz]\n", "there is no table [zzz]; there are dataset, normalize, detect, masks"),
+        ("[doctor]\n", "there is no table [doctor]; there are dataset"),
         ("masks = 3\n", "masks is a table: write [masks]"),
         ("[[masks]]\n", "masks is a table: write [masks]"),
         ('[dataset]\nimage = "x"\n', "[dataset] has no key 'image'; did you mean 'images'?"),

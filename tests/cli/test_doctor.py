@@ -65,12 +65,12 @@ def healthy(**changed: Mapping[str, Any] | str) -> dict[str, Probed]:
         "insightface": {"version": "2.1"},
         "onnx_session": {"active": [CPU]},
         "models": {
-            "packs": ["buffalo_l"],
+            "here": ["buffalo_l", "facebook/sam2-hiera-large"],
             "damaged": [],
             "packs_folder": "/",
-            "checkpoints": ["facebook/sam2-hiera-large"],
-            "checkpoints_folder": "/",
+            "hub_folder": "/",
             "offline": False,
+            "license": True,
         },
         "embedded": {"mask": 9},
     }
@@ -122,7 +122,8 @@ def test_this_machine_is_well(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "data" / "faces" / "a.png")
     (tmp_path / "lora-prep.toml").write_text('[dataset]\nimages = "data/faces"\n')
     hub = str(tmp_path / "hub")
-    done = run_doctor("--json", cwd=tmp_path, HOME=str(tmp_path), HF_HUB_CACHE=hub)
+    home = {"HOME": str(tmp_path), "HF_HUB_CACHE": hub, "LORA_PREP_ACCEPT_LICENSE": "1"}
+    done = run_doctor("--json", cwd=tmp_path, **home)
     document = json.loads(done.stdout)
     assert document["schema"] == 1
     found = [Finding(**{**f, "level": Level(f["level"])}) for f in document["findings"]]
@@ -140,8 +141,7 @@ def test_this_machine_is_well(tmp_path: Path) -> None:
     ):
         assert metadata.version(name) in only(found, name).message
     assert CPU in only(found, "onnxruntime").message
-    assert only(found, "face models").message.startswith("buffalo_l (in ")
-    assert only(found, "sam2 models").message.startswith("facebook/sam2-hiera-large (in ")
+    assert only(found, "models").message == "buffalo_l, facebook/sam2-hiera-large"
     assert only(found, "preset best").message == "can run"
     assert "buffalo_sc, facebook/sam2-hiera-tiny" in only(found, "preset fast").message
     assert only(found, "preset embedded").level is Level.OK
@@ -175,7 +175,7 @@ def test_broken_packages_are_findings(tmp_path: Path) -> None:
         "preset best      cannot run: opencv, torch, torchvision, sam2, insightface",
         "preset embedded  cannot run: ImportError: libGL.so.1",
         "[masks] has no key 'min-fac'; did you mean 'min-face'?",
-        "none (in ",
+        "none are here yet",
     ):
         assert line in done.stdout
     assert "Traceback" not in done.stdout
@@ -253,13 +253,15 @@ def test_models_are_found_where_the_back_ends_keep_them(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.delenv("LORA_PREP_ACCEPT_LICENSE", raising=False)
     assert probe(["models"])["models"].facts == {
-        "packs": ["buffalo_l"],
+        "here": ["buffalo_l", "facebook/sam2-hiera-large"],
         "damaged": [str(broken)],
         "packs_folder": str(tmp_path / ".insightface" / "models"),
-        "checkpoints": ["facebook/sam2-hiera-large"],
-        "checkpoints_folder": str(tmp_path / "hub"),
+        "hub_folder": str(tmp_path / "hub"),
         "offline": True,
+        "license": False,
     }
 
 
@@ -358,19 +360,29 @@ def test_onnx_runtime_that_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     assert best.level is Level.PROBLEM
 
 
-@pytest.mark.parametrize(("offline", "advice"), [(True, "bring them"), (False, "run it with")])
+@pytest.mark.parametrize(
+    ("offline", "ending"), [(True, ", and HF_HUB_OFFLINE is set"), (False, "")]
+)
 def test_models_that_are_not_here(
-    monkeypatch: pytest.MonkeyPatch, offline: bool, advice: str
+    monkeypatch: pytest.MonkeyPatch, offline: bool, ending: str
 ) -> None:
-    (one,) = bad(findings(monkeypatch, healthy(models={"packs": [], "offline": offline})))
+    here = {"here": ["facebook/sam2-hiera-large"], "offline": offline}
+    (one,) = bad(findings(monkeypatch, healthy(models=here)))
     assert (one.topic, one.level) == ("preset best", Level.WARNING)
-    assert one.message == "its models are not here yet: buffalo_l"
-    assert one.fix.startswith(advice)
+    assert one.message == f"its models are not here yet: buffalo_l{ending}"
+    assert one.fix.startswith("lora-prep models pull buffalo_l (needs a network)")
+
+
+def test_a_licence_that_is_not_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    (one,) = bad(findings(monkeypatch, healthy(models={"license": False})))
+    assert (one.topic, one.level) == ("preset best", Level.WARNING)
+    assert one.message.startswith("the licence of buffalo_l (non-commercial research only)")
+    assert one.fix.startswith("lora-prep models pull buffalo_l asks for it")
 
 
 def test_a_pack_whose_download_broke_off(monkeypatch: pytest.MonkeyPatch) -> None:
     (one,) = bad(findings(monkeypatch, healthy(models={"damaged": ["/x/antelopev2"]})))
-    assert (one.topic, one.level) == ("face models", Level.PROBLEM)
+    assert (one.topic, one.level) == ("models", Level.PROBLEM)
     assert "delete /x/antelopev2" in one.fix
 
 

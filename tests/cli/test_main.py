@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -14,9 +15,24 @@ HEAVY = ("torch", "torchvision", "onnxruntime", "insightface", "sam2", "skimage"
 
 
 def command(name: str) -> click.Command:
-    found = main.get_command(click.Context(main), name)
-    assert found
+    """A command by its name: `masks`, `models list`."""
+    found: click.Command = main
+    for part in name.split():
+        assert isinstance(found, click.Group)
+        inner = found.get_command(click.Context(found), part)
+        assert inner
+        found = inner
     return found
+
+
+def names() -> Iterator[str]:
+    for name in COMMANDS:
+        yield name
+        if isinstance(group := command(name), click.Group):
+            yield from (f"{name} {inner}" for inner in group.commands)
+
+
+ALL = tuple(names())
 
 
 def test_help_lists_every_command() -> None:
@@ -30,17 +46,17 @@ def test_help_starts_without_the_heavy_packages(tmp_path: Path) -> None:
     script = f"""
 import json, sys
 from click.testing import CliRunner
-from lora_prep.cli import COMMANDS, main
+from lora_prep.cli import main
 
 codes = [CliRunner().invoke(main, [*args, "--help"]).exit_code for args in
-         [[], *([name] for name in COMMANDS)]]
+         [[], *(name.split() for name in {ALL!r})]]
 print(json.dumps([codes, sorted(set({HEAVY!r}) & set(sys.modules))]))
 """
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     codes, imported = json.loads(done.stdout)
-    assert codes == [0] * (1 + len(COMMANDS))
+    assert codes == [0] * (1 + len(ALL))
     assert imported == []
 
 
@@ -73,17 +89,17 @@ def test_lora_preps_errors_go_to_stderr_with_exit_code_2(tmp_path: Path) -> None
     assert result.stderr == f"Error: there is no folder {tmp_path / 'nowhere'}\n"
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_is_named_like_its_file_and_has_help(name: str) -> None:
+@pytest.mark.parametrize("name", ALL)
+def test_every_command_is_named_as_it_is_called_and_has_help(name: str) -> None:
     found = command(name)
-    assert found.name == name
+    assert found.name == name.split()[-1]
     assert found.get_short_help_str()
     for option in found.params:
         if isinstance(option, click.Option):
             assert option.help, option
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", ALL)
 def test_every_command_has_examples_that_parse(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,6 +108,8 @@ def test_every_command_has_examples_that_parse(
     examples = [line.strip() for line in epilog.splitlines() if line.startswith("  lora-prep ")]
     assert examples, epilog
     for example in examples:
-        program, called, *args = example.partition("   ")[0].split()
-        assert (program, called) == ("lora-prep", name)
-        command(name).make_context(name, args)
+        called, *args = example.partition("   ")[0].removeprefix("lora-prep ").split()
+        if isinstance(command(called), click.Group):
+            called, args = f"{called} {args[0]}", args[1:]
+        assert called.startswith(name)
+        command(called).make_context(called, args)

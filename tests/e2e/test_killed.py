@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 
 KILLS = 20
@@ -64,6 +64,9 @@ def test_nothing_is_done_twice(faces):
     subprocess.run(command(faces), check=False, capture_output=True)
     journal = (faces.parent / ".lora-prep/masks.jsonl").read_text()
     lines = [json.loads(line) for line in journal.splitlines() if line.endswith("}")]
-    done = Counter(line["key"] for line in lines if line["status"] == "done")
-    assert len(done) >= 8
-    assert set(done.values()) == {1}
+    files = defaultdict(set)  # by their inodes, of which every file that was written has its own
+    for line in lines:
+        for path, (_, _, stat, *_) in line["outputs"].items():
+            files[path].add(tuple(stat))
+    assert len(files) >= 8
+    assert {len(written) for written in files.values()} == {1}
