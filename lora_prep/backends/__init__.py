@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, TypeAlias, assert_never, runtime_chec
 
 from lora_prep.types import BoolMask, Face, Image, Region
 
-DetectorName: TypeAlias = Literal["insightface", "cascade"]
+DetectorName: TypeAlias = Literal["insightface", "yunet", "cascade"]
 SegmenterName: TypeAlias = Literal["sam2", "grabcut"]
 
 
@@ -21,14 +21,16 @@ class DetectorSpec:
     """Which face detector, and its settings."""
 
     name: DetectorName = "insightface"
-    model: str = "buffalo_l"
-    """insightface: the name of a pack, or a directory that holds its ONNX files."""
+    model: str = ""
+    """insightface: the name of a pack, or a directory that holds its ONNX files; yunet: an ONNX
+    file. Empty: buffalo_l, and the YuNet that OpenCV publishes."""
     det_size: int = 640
-    """insightface: side in pixels of the square that the image is fitted into; a multiple of 32."""
+    """insightface, yunet: side in pixels of the square that the image is fitted into; for
+    insightface a multiple of 32."""
     min_score: float = 0.5
-    """insightface: faces below this confidence are dropped."""
+    """insightface, yunet: faces below this confidence are dropped."""
     device: str = "auto"
-    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    """`auto`, `cpu`, `cuda` or `cuda:N`; yunet and cascade always run on the CPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,10 @@ def detector(spec: DetectorSpec) -> FaceDetector:
             from lora_prep.backends.insightface import InsightFaceDetector
 
             return InsightFaceDetector(spec)
+        case "yunet":
+            from lora_prep.backends.yunet import YuNetDetector
+
+            return YuNetDetector(spec)
         case "cascade":
             from lora_prep.backends.cascade import CascadeDetector
 
@@ -121,6 +127,10 @@ def detector_identity(spec: DetectorSpec) -> str:
             from lora_prep.backends import insightface
 
             return insightface.identity(spec)
+        case "yunet":
+            from lora_prep.backends import yunet
+
+            return yunet.identity(spec)
         case "cascade":
             from lora_prep.backends import cascade
 

@@ -19,12 +19,14 @@ def identity(spec: DetectorSpec) -> str:
 
     A pack that is not there yet is downloaded; no model is loaded. Other devices give the same
     faces up to rounding, so the device is no part of it.
-    Raises BackendError where the pack is not to be had, UsageError for a wrong `det_size`.
+    Raises BackendError where the pack is not to be had or its licence has not been accepted, and
+    UsageError for a wrong `det_size`.
     """
     _check(spec)
-    model = _detector_file(weights.face_pack(spec.model))
+    pack = spec.model or weights.DEFAULT_PACK
+    model = _detector_file(weights.face_pack(pack))
     return (
-        f"insightface {Path(spec.model).name}/{model.name} sha256={weights.sha256(model)} "
+        f"insightface {Path(pack).name}/{model.name} sha256={weights.sha256(model)} "
         f"det_size={spec.det_size} min_score={spec.min_score}"
     )
 
@@ -36,16 +38,17 @@ class InsightFaceDetector:
         """Load the detector, onto CUDA where `spec.device` allows it and CUDA starts.
 
         Raises UsageError for a wrong `det_size` or device, and BackendError where the pack or the
-        device is not to be had, or the pack cannot be loaded.
+        device is not to be had, the pack's licence has not been accepted, or it cannot be loaded.
         """
         _check(spec)
         providers = device.onnx_providers(spec.device)
-        folder = weights.face_pack(spec.model)
+        pack = spec.model or weights.DEFAULT_PACK
+        folder = weights.face_pack(pack)
         model = _detector_file(folder)
         # insightface 2.1 prints nothing here, but ONNX Runtime does when CUDA does not start.
         with contextlib.redirect_stdout(sys.stderr):
             self._app = _load(folder, spec, providers)
-        self._name = f"{Path(spec.model).name}/{model.name}"
+        self._name = f"{Path(pack).name}/{model.name}"
         self._providers = list(self._app.det_model.session.get_providers())
         device.require_cuda(spec.device, self._providers)
         self._det_size = spec.det_size

@@ -225,7 +225,7 @@ def check_lines(checks: "Iterable[tuple[Model, Check]]") -> Iterator[str]:
         if check.status == "missing":
             yield f"missing  {model.name}: {check.path}"
         elif check.status == "unknown":
-            yield f"unknown  {model.name}: {check.path.name} {check.sha256}, nothing to compare with"
+            yield f"unknown  {model.name}: {check.path.name} {check.sha256}, no hash is known"
         else:
             verb = "is" if check.status == "ok" else "is not"
             yield (

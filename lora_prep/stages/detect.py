@@ -1,6 +1,7 @@
 """Find the faces of each image."""
 
 import hashlib
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,6 +13,8 @@ from lora_prep.errors import ItemError
 from lora_prep.faces import FaceRecord, faces_path
 from lora_prep.stage import Item, Saved
 from lora_prep.types import Image, Json
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,9 @@ class DetectFaces:
 
     def open(self) -> "Detecting":
         """Load the detector."""
-        return Detecting(backends.detector(self.detector), self.identity)
+        detector = backends.detector(self.detector)
+        log.info("faces: %s", detector.describe())
+        return Detecting(detector, self.identity)
 
 
 @dataclass(frozen=True, slots=True)

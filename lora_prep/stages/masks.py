@@ -1,6 +1,7 @@
 """Make a training mask for each image: detect, segment, clean, erode, feather."""
 
 import hashlib
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +18,8 @@ from lora_prep.faces import FaceRecord, faces_path, read_faces
 from lora_prep.masks import Margin
 from lora_prep.stage import Item, Saved
 from lora_prep.types import BoolMask, Face, Image, Json, Mask, Region
+
+log = logging.getLogger(__name__)
 
 FacePolicy = Literal["largest", "all", "center"]
 NoFacePolicy = Literal["fail", "skip", "white", "black"]
@@ -93,7 +96,11 @@ class MakeMasks:
 
     def open(self) -> "Masking":
         """Load the detector and the segmenter."""
-        return Masking(self, backends.detector(self.detector), backends.segmenter(self.segmenter))
+        detector = backends.detector(self.detector)
+        log.info("faces: %s", detector.describe())
+        segmenter = backends.segmenter(self.segmenter)
+        log.info("masks: %s", segmenter.describe())
+        return Masking(self, detector, segmenter)
 
     def face_record(self, item: Item) -> Path:
         """Where an item's faces are kept."""

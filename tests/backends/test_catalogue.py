@@ -148,7 +148,7 @@ class TestCheckpoint:
 
     def test_what_broke_off_is_removed_too(self, server, home):
         server.cuts = [20_000]
-        with pytest.raises(BackendError, match="broke off.*lora-prep models pull"):
+        with pytest.raises(BackendError, match=r"broke off.*lora-prep models pull"):
             pull(self.model)
         (part, etag) = files(self.model)
         assert part.name == f"{sha(CHECKPOINT)}.incomplete"
@@ -265,7 +265,7 @@ class TestPack:
         folder.parent.mkdir(parents=True)
         folder.symlink_to(tmp_path / "mine")
         for act in (files, remove):
-            with pytest.raises(BackendError, match="is a link to .*mine.*remove it yourself"):
+            with pytest.raises(BackendError, match=r"is a link to .*mine.*remove it yourself"):
                 act(model)
         assert below(tmp_path / "mine") == ["det_10g.onnx"]
 

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_prep.backends import DetectorSpec, FaceDetector, detector, detector_identity, device
+from lora_prep.backends import (
+    DetectorSpec,
+    FaceDetector,
+    detector,
+    detector_identity,
+    device,
+    licenses,
+    weights,
+)
 from lora_prep.backends.insightface import InsightFaceDetector, identity
 from lora_prep.errors import BackendError, UsageError
 from tests.fakes import loopback
@@ -150,13 +158,26 @@ class TestLoad:
             InsightFaceDetector(DetectorSpec(model=str(tmp_path)))
 
     def test_a_missing_pack_without_a_network(self, tmp_path, monkeypatch):
-        from insightface.utils import storage
-
         monkeypatch.setenv("HOME", str(tmp_path))
-        monkeypatch.setattr(storage, "MODEL_ZOO_RELEASE_DOWNLOAD_URL", loopback.closed() + "/")
+        monkeypatch.setenv("LORA_PREP_ACCEPT_LICENSE", "1")
+        monkeypatch.setattr(weights, "RELEASES", loopback.closed() + "/")
         for use in (InsightFaceDetector, identity):
             with pytest.raises(BackendError, match=r"buffalo_l is not in .*--preset embedded"):
                 use(DetectorSpec())
+
+    def test_insightfaces_own_packs_want_their_licence_accepted(self, pack, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+        monkeypatch.delenv("LORA_PREP_ACCEPT_LICENSE", raising=False)
+        models = tmp_path / ".insightface" / "models"
+        shutil.copytree(pack, models / "buffalo_l")
+        for spec in (DetectorSpec(), DetectorSpec(model="buffalo_l")):
+            for use in (InsightFaceDetector, identity):
+                with pytest.raises(BackendError, match="has not been accepted yet"):
+                    use(spec)
+        here = identity(DetectorSpec(model=str(models / "buffalo_l")))
+        licenses.accept()
+        assert identity(DetectorSpec()) == identity(DetectorSpec(model="buffalo_l")) == here
 
 
 class TestCuda:

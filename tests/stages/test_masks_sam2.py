@@ -1,0 +1,83 @@
+"""`lora-prep masks` with the real FaceAnalysis and the real SAM2ImagePredictor.
+
+Their weights are made here: a detector that takes red squares for faces, and a small SAM2 with
+random weights, whose masks mean nothing but go through everything. What learned weights make of
+real prompts is in tests/e2e/test_tiny_models.py.
+"""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.fakes.red_square_detector import write_pack
+from tests.fakes.tiny_sam2 import write_tiny_sam2
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> tuple[str, ...]:
+    folder = tmp_path_factory.mktemp("models")
+    checkpoint, config = write_tiny_sam2(folder / "sam2", seed=1)
+    pack = write_pack(folder / "pack")
+    options = ("--face-model", pack, "--det-size", 320, "--device", "cpu", "--erode", "0")
+    return tuple(map(str, (*options, "--sam2-model", checkpoint, "--sam2-config", config)))
+
+
+@pytest.fixture
+def squares(tmp_path) -> Path:
+    """Pictures with one, two and no red square of 64 pixels."""
+    folder = tmp_path / "data" / "faces"
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(3)
+    for name, corners in (("one", [(40, 60)]), ("two", [(30, 30), (200, 180)]), ("none", [])):
+        picture = random.integers(60, 120, (320, 320, 3), np.uint8)
+        for x, y in corners:
+            picture[y : y + 64, x : x + 64] = (0, 0, 255)  # BGR
+        cv2.imwrite(str(folder / f"{name}.png"), picture)
+    return folder
+
+
+def test_masks_are_made_for_the_images_with_faces(squares, models, lora_prep):
+    result = lora_prep("masks", squares, *models, "--faces", "all", "--json", code=1)
+    items = {i["key"].split("/")[1]: i for i in json.loads(result.stdout)["items"]}
+    assert items["none.png"]["code"] == "no-face"
+    assert items["one.png"]["info"]["masked"] == 1
+    assert items["two.png"]["info"]["masked"] == 2
+    for name in ("one", "two"):
+        mask = cv2.imread(str(squares.parent / "masks" / f"{name}.png"), cv2.IMREAD_UNCHANGED)
+        assert (mask.shape, mask.dtype) == ((320, 320), np.uint8)
+        assert set(np.unique(mask)) <= {0, 255}
+
+
+def test_the_user_is_told_what_runs_where(squares, models, lora_prep):
+    said = lora_prep("masks", squares, *models, code=1).stderr
+    assert "CPUExecutionProvider" in said
+    assert "on cpu" in said
+
+
+def test_the_batch_size_changes_nothing_to_speak_of(squares, models, lora_prep):
+    masks = []
+    for size in (1, 3):
+        lora_prep("masks", squares, *models, "--batch-size", size, "--force", code=1)
+        masks.append(cv2.imread(str(squares.parent / "masks" / "two.png"), 0) > 0)
+    assert np.mean(masks[0] != masks[1]) < 0.001
+
+
+def test_other_weights_make_the_masks_anew(squares, models, lora_prep, tmp_path):
+    lora_prep("masks", squares, *models, code=1)
+    other, config = write_tiny_sam2(tmp_path / "other", seed=2)
+    changed = ("--sam2-model", other, "--sam2-config", config)
+    result = lora_prep("masks", squares, *models, *changed, "--json", code=1)
+    assert json.loads(result.stdout)["counts"]["done"] == 2
+    result = lora_prep("masks", squares, *models, *changed, "--json", code=1)
+    assert json.loads(result.stdout)["counts"]["fresh"] == 2
+
+
+def test_a_missing_model_is_said_at_once_and_what_to_do(squares, lora_prep, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    result = lora_prep("masks", squares, "--sam2-model", tmp_path / "nowhere.pt", code=2)
+    assert "--preset embedded" in result.stderr or "nowhere.pt" in result.stderr
+    assert not (squares.parent / "masks").exists()
