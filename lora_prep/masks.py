@@ -55,8 +55,12 @@ class Margin:
 
     def radius(self, mask: BoolMask) -> float:
         """How far the edge of this mask moves inwards, in pixels; negative is outwards."""
+        return self.distance(mask) / 2 if self.unit == "px" else self.distance(mask)
+
+    def distance(self, mask: BoolMask) -> float:
+        """The amount itself in pixels, for what is no kernel: `10px` is 10."""
         if self.unit == "px":
-            return self.amount / 2
+            return self.amount
         return self.amount / 100 * math.sqrt(np.count_nonzero(mask))
 
 

@@ -1,4 +1,4 @@
-"""What checks the annotations of lora_prep while tests run: beartype, with int accepted for float."""
+"""What checks the annotations of lora_prep in tests: beartype, with int accepted for float."""
 
 from beartype import BeartypeConf, beartype
 

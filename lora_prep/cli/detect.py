@@ -80,3 +80,5 @@ def table(outcomes: "Sequence[Outcome]") -> Iterator[str]:
             box = " ".join(f"{v:5.0f}" for v in face["box"])
             landmarks = "yes" if face["landmarks"] else "no"
             yield f"{start}  {i:4}  {face['score']:5.2f}  {box:24}  {landmarks}"
+    counts = [len(o.info["faces"]) for o in outcomes if o.info is not None]
+    yield f"{sum(counts)} faces in {len(counts)} images, {counts.count(0)} of them without one"

@@ -7,8 +7,8 @@ import click
 
 from lora_prep.cli import options
 from lora_prep.cli.config import ConfiguredCommand
-from lora_prep.cli.presets import specs
 from lora_prep.cli.options import FOLDER
+from lora_prep.cli.presets import specs
 
 
 @click.command(

@@ -49,6 +49,8 @@ class MakeMasks:
                 "--overlay needs a folder of its own: trainers take every file in the image and "
                 "mask folders for an image or a mask"
             )
+        if self.feather.amount < 0:
+            raise UsageError(f"--feather {self.feather} is negative: it only goes inwards")
 
     @property
     def name(self) -> str:
@@ -223,7 +225,7 @@ class Masking:
                 f"--erode {stage.erode} leaves nothing of {lost} of {len(eroded)} faces"
             )
         whole = masks.union(eroded)
-        return masks.feather(whole, stage.feather.radius(whole)), tuple(warnings)
+        return masks.feather(whole, stage.feather.distance(whole)), tuple(warnings)
 
     def _no_face(self, faces: Sequence[Face]) -> str:
         if faces:
@@ -232,7 +234,10 @@ class Masking:
                 f"no face is large enough: the largest is {largest:.0f} px, --min-face is "
                 f"{self.stage.min_face}"
             )
-        return f"no face was found by {self.stage.detector.name}"
+        return (
+            f"no face was found by {self.stage.detector.name}: take the image out, or say what to "
+            "do with it (--no-face skip, white or black)"
+        )
 
 
 def choose_faces(faces: Sequence[Face], image: Image, stage: MakeMasks) -> list[Face]:

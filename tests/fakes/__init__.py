@@ -1,1 +1,1 @@
-"""Stand-ins that provoke faults and count calls; never a substitute for a component that runs here."""
+"""Stand-ins that provoke faults and count calls, never in the place of what runs here."""

@@ -32,7 +32,7 @@ class Shout:
     fits: int = 1000
     """Batches larger than this run out of memory."""
     calls: Calls = field(default_factory=Calls)
-    on_compute: Callable[[Sequence[str]], None] = lambda batch: None
+    on_compute: Callable[[Sequence[str]], None] = lambda _: None
     name: str = "shout"
     more_outputs: tuple[str, ...] = ()
 

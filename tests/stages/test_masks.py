@@ -256,3 +256,4 @@ def test_images_are_never_touched(faces, lora_prep):
 
 def test_a_wrong_margin_is_a_usage_error(faces, lora_prep):
     assert "has no unit" in lora_prep("masks", faces, "--erode", "10", code=2).output
+    assert "only goes inwards" in lora_prep("masks", faces, "--feather", "-2px", code=2).output
