@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Generic
 
 from lora_prep import imageio
+from lora_prep.dataset import STATE_FOLDER
 from lora_prep.errors import ItemError, OutOfMemory
 from lora_prep.journal import Entry, Stamp, hash_file
 from lora_prep.stage import Item, Loaded, Stage, Worker
@@ -174,7 +175,10 @@ class Attempt:
         return self._ended(task, Status.KEPT, None, message, code="kept")
 
     def _outputs_found(self, item: Item, previous: Entry | None) -> dict[Path, str] | None:
-        """Hash of each output that exists; None where one of them is not ours to replace."""
+        """Hash of each output that exists; None where one of them is not ours to replace.
+
+        What lies in lora-prep's own folder always is.
+        """
         found: dict[Path, str] = {}
         for path in item.outputs:
             try:
@@ -192,7 +196,8 @@ class Attempt:
                     f"cannot read {path}: {error.strerror}", code="unreadable"
                 ) from error
             ours = stamp is not None and found[path] == stamp.before
-            if not ours and not self.force:
+            private = STATE_FOLDER in Path(self._relative(path)).parts
+            if not ours and not private and not self.force:
                 return None
         return found
 

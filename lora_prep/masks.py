@@ -158,7 +158,7 @@ def clean(mask: BoolMask, *, max_hole: float = 0.02, max_speck: float = 0.05) ->
     for i in np.argsort(-pixels, kind="stable").tolist():
         settled[i] = parents[i] >= 0 and settled[parents[i]]
         if not settled[i] and pixels[i] < limit[i]:
-            cv2.drawContours(canvas, lines, i, int(hole[i]), cv2.FILLED)
+            cv2.drawContours(canvas, lines[i : i + 1], 0, int(hole[i]), cv2.FILLED)
             settled[i] = True
     return canvas.view(np.bool_)
 

@@ -113,7 +113,7 @@ def command(
     large as the image under the same name. Masks that are up to date are not made again; masks
     that you drew or edited are left alone.
     """
-    from lora_prep.backends import default_batch_size
+    from lora_prep.backends import default_batch_size, detector_identity, segmenter_identity
     from lora_prep.cli.console import Verbosity, run_stage
     from lora_prep.dataset import Dataset
     from lora_prep.masks import Margin
@@ -122,6 +122,9 @@ def command(
 
     dataset = Dataset.at(options.required(images), masks=out, recursive=recursive)
     detector, segmenter = specs(**models)
+    # A model that is not to be had is said at once, before torch is imported for the batch size.
+    detector_identity(detector)
+    segmenter_identity(segmenter)
     stage = MakeMasks(
         dataset,
         detector,

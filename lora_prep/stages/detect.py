@@ -10,9 +10,9 @@ from lora_prep import backends, imageio
 from lora_prep.backends import DetectorSpec, FaceDetector
 from lora_prep.dataset import Dataset
 from lora_prep.errors import ItemError
-from lora_prep.faces import FaceRecord, faces_path
+from lora_prep.faces import FaceRecord, faces_path, read_faces
 from lora_prep.stage import Item, Saved
-from lora_prep.types import Image, Json
+from lora_prep.types import Face, Image, Json
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +60,8 @@ class Decoded:
 
     image: Image
     sha256: str
+    known: Sequence[Face] | None
+    """Faces that `masks` recorded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,9 @@ class Detecting:
 
     def load(self, item: Item, inputs: Sequence[bytes]) -> Decoded:
         """Decode the image."""
-        return Decoded(imageio.decode_image(inputs[0]), hashlib.sha256(inputs[0]).hexdigest())
+        (data,), (record,) = inputs, item.outputs
+        known = read_faces(record, data, self.identity)
+        return Decoded(imageio.decode_image(data), hashlib.sha256(data).hexdigest(), known)
 
     def compute(self, batch: Sequence[Decoded]) -> list[FaceRecord | ItemError]:
         """Detect the faces of each image."""
@@ -79,7 +83,8 @@ class Detecting:
         for decoded in batch:
             height, width = decoded.image.shape[:2]
             try:
-                faces = tuple(self.detector.detect(decoded.image))
+                known = decoded.known
+                faces = tuple(self.detector.detect(decoded.image) if known is None else known)
             except ItemError as error:
                 results.append(error)
                 continue

@@ -38,3 +38,15 @@ def test_the_table_is_the_same_when_nothing_is_new(faces, lora_prep):
     assert first[:-1] == second[:-1]
     assert first[0].split()[:4] == ["image", "size", "face", "score"]
     assert "10 fresh" in second[-1]
+
+
+def test_faces_that_masks_found_are_listed_without_detecting_again(faces, lora_prep, monkeypatch):
+    lora_prep("masks", faces, "--preset", "embedded", code=None)
+
+    def never(self, image):
+        raise AssertionError("detected again")
+
+    monkeypatch.setattr("lora_prep.backends.cascade.CascadeDetector.detect", never)
+    said = lora_prep("detect", faces, "--preset", "embedded").stdout.splitlines()
+    assert "10 made" in said[-1]
+    assert int(said[-2].split()[0]) >= 8
