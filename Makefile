@@ -76,14 +76,17 @@ demo: install
 	@echo 'Look at demo/contact-sheet.png, and at the masks in demo/data/masks.'
 
 # ---------------------------------------------------------------------------- pipelines
-# A stamp is out of date when something in the folders is newer; an unchanged data set costs nothing.
+# Made again when something in the image folder is newer than the last start, or in the mask folder
+# than the last end, or with other settings; an unchanged data set costs nothing.
 STATE := $(DATA)/.lora-prep
-newer = $(if $(shell test -e '$(1)' && find $(2) -newer '$(1)' -print -quit 2>/dev/null || echo new),FORCE)
+MADE  := $(STATE)/made-masks-$(shell echo '$(PRESET) $(FLAGS)' | cksum | tr ' ' '-')
+newer = $(shell test -e '$(1)' && find -L '$(2)' -newer '$(1)' -print -quit 2>/dev/null || echo new)
 
-masks: $(STATE)/made-masks
-$(STATE)/made-masks: $(call newer,$(STATE)/made-masks,'$(DATA)/faces' '$(DATA)/masks') | install
-	$(BIN)/lora-prep masks '$(DATA)' --preset $(PRESET) $(FLAGS)
-	@touch '$@'
+masks: $(MADE)
+$(MADE): $(if $(call newer,$(MADE).start,$(DATA)/faces)$(call newer,$(MADE),$(DATA)/masks),FORCE) | install
+	@mkdir -p '$(STATE)' && touch '$(STATE)/starting'
+	$(BIN)/lora-prep masks '$(DATA)/faces' --preset $(PRESET) $(FLAGS)
+	@rm -f '$(STATE)'/made-masks-* && mv '$(STATE)/starting' '$(MADE).start' && touch '$(MADE)'
 
 validate: masks
 	$(BIN)/lora-prep validate '$(DATA)'

@@ -72,7 +72,8 @@ def grabcut_rectangle(image: Image, face: Face, region: Region) -> BoolMask:
 
 def ours(image: Image, face: Face, region: Region) -> BoolMask:
     """What `lora-prep masks --preset embedded` makes, before it is eroded."""
-    ((mask,),) = SEGMENTER.segment([SEGMENTER.prepare(image)], [[face]], region)
+    made = SEGMENTER.segment([SEGMENTER.prepare(image)], [[face]], region)
+    mask: BoolMask = made[0][0]
     return mask
 
 

@@ -189,7 +189,7 @@ class Attempt:
                     found[path] = stamp.sha256
                     continue
                 found[path] = hash_file(path)
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 continue
             except OSError as error:
                 raise ItemError(

@@ -1,4 +1,4 @@
-"""Detected faces on disk: one JSON file an image, under `.lora-prep/faces/`.
+"""Detected faces on disk: one JSON file an image, `.lora-prep/faces/<key of the image>.json`.
 
 A file says which bytes and which detector it came from, so that any command can use it instead of
 detecting again, and none has to ask whether it is out of date.
@@ -52,8 +52,9 @@ class FaceRecord:
 
 
 def faces_path(dataset: Dataset, sample: Sample) -> Path:
-    """Where the faces of a sample are kept."""
-    return dataset.state / "faces" / f"{sample.name}.json"
+    """Where the faces of a sample are kept: image folders beside each other do not share them."""
+    key = dataset.key(sample.image).replace("../", "_up/")
+    return dataset.state / "faces" / f"{key}.json"
 
 
 def read_faces(path: Path, image: bytes, detector: str) -> Sequence[Face] | None:

@@ -5,6 +5,7 @@ journalled, whatever killed the run in between; and a file whose content is not 
 made or edited by somebody else.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ from io import FileIO
 from pathlib import Path
 from types import TracebackType
 
+from lora_prep import imageio
 from lora_prep.errors import DatasetError
 from lora_prep.types import Json, Status
 
@@ -23,6 +25,9 @@ SETTLED_NS = 2_000_000_000
 """A file younger than this may change within one tick of its clock: it is hashed each time."""
 
 FSYNC_SECONDS = 1.0
+
+NOT_AN_ENTRY = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What reading a torn or foreign line raises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +122,9 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: FileIO = path.open("a+b", buffering=0)
+        imageio.make_folder(path.parent)
+        with self._writing():
+            self._file: FileIO = path.open("a+b", buffering=0)
         self._offsets: dict[str, int] = {}
         self._synced = time.monotonic()
         lines = self._index()
@@ -150,10 +156,11 @@ class Journal:
 
     def append(self, entry: Entry) -> None:
         """Record an entry. It survives the process at once, and the machine after a second."""
-        offset = self._file.seek(0, os.SEEK_END)
         data = entry.to_line().encode()
-        if self._file.write(data) != len(data):
-            raise DatasetError(f"the disk is full: could not write {self.path}")
+        with self._writing():
+            offset = self._file.seek(0, os.SEEK_END)
+            if self._file.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._offsets[entry.key] = offset
         if time.monotonic() - self._synced > FSYNC_SECONDS:
             self._sync()
@@ -162,6 +169,16 @@ class Journal:
         """Make everything durable and close the file."""
         self._sync()
         self._file.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise DatasetError(
+                f"cannot write {self.path}: {error.strerror}. Nothing is lost: mend that, and run "
+                "the same command again"
+            ) from error
 
     def _sync(self) -> None:
         os.fsync(self._file.fileno())
@@ -184,7 +201,7 @@ class Journal:
         with self.path.open("rb") as file:
             for line in file:
                 lines += 1
-                with suppress(ValueError, KeyError, TypeError, AttributeError):
+                with suppress(*NOT_AN_ENTRY):
                     self._offsets[Entry.from_line(line).key] = offset
                 offset += len(line)
                 torn = not line.endswith(b"\n")
@@ -207,13 +224,24 @@ class Journal:
         self._index()
 
 
+def read_journal(path: Path) -> dict[str, Entry]:
+    """The last entry of each item of a journal that another process may be writing."""
+    entries = {}
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        for line in file:
+            with suppress(*NOT_AN_ENTRY):
+                entry = Entry.from_line(line)
+                entries[entry.key] = entry
+    return entries
+
+
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
     """Hold a folder for this process; the lock ends with the process, however it ends.
 
     Raises DatasetError where another process holds it. File systems without locks are not locked.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    imageio.make_folder(folder)
     try:
         import fcntl
     except ImportError:  # Windows

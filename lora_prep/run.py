@@ -26,7 +26,7 @@ from typing import Any, Protocol, runtime_checkable
 from lora_prep import imageio
 from lora_prep.attempt import Attempt, Finished, Task
 from lora_prep.dataset import STATE_FOLDER
-from lora_prep.journal import Journal, exclusive, hash_file
+from lora_prep.journal import Journal, exclusive, hash_file, read_journal
 from lora_prep.stage import Stage
 from lora_prep.types import Outcome, Status
 
@@ -116,8 +116,7 @@ def plan(stage: Stage, root: Path, *, force: bool = False) -> Iterator[Outcome]:
     Writes nothing. Whether an item would fail in the model is not known beforehand.
     """
     attempt = Attempt(stage, root, force=force)
-    path = root / STATE_FOLDER / f"{stage.name}.jsonl"
-    known = {entry.key: entry for entry in Journal(path)} if path.exists() else {}
+    known = read_journal(root / STATE_FOLDER / f"{stage.name}.jsonl")
     for item in stage.items():
         match attempt.check(Task(item, known.get(item.key))):
             case Finished() as finished:

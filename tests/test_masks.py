@@ -89,6 +89,12 @@ def test_margin_in_pixels_is_the_width_of_a_kernel():
     assert masks.bounding_box(recipe) == (15, 15, 66, 66)
 
 
+def test_margin_as_a_plain_distance():
+    mask = np.ones((50, 50), bool)
+    assert Margin.parse("10px").distance(mask) == 10
+    assert Margin.parse("2%").distance(mask) == Margin.parse("2%").radius(mask) == 1
+
+
 @pytest.mark.parametrize("size", [48, 96, 384, 1536])
 def test_margin_in_percent_keeps_the_same_share_of_small_and_large_faces(size):
     mask = anatomy.fill([anatomy.ellipse(0, 0.38, 0.5) * size + size / 2], size, size)

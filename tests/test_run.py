@@ -264,7 +264,7 @@ def test_out_of_memory_on_a_single_item_fails_that_item(tmp_path):
 def test_few_items_are_held_at_a_time(tmp_path):
     write(tmp_path, **{f"n{i:03}": "text" for i in range(200)})
     _, stage = shout(tmp_path, batch_size=4, threads=2)
-    assert stage.calls.most_waiting <= 3 * (4 + 2 * 2)
+    assert stage.calls.most_waiting <= 3 * (4 + 2)
     assert len(stage.calls.batches) == 50
 
 
@@ -393,3 +393,39 @@ def test_files_that_were_touched_are_read_once_more_and_no_further(tmp_path, mon
         report, _ = shout(tmp_path)
         assert report.counts == Counter({Status.FRESH: 1})
     assert read == ["in/a.txt"]
+
+
+def test_a_plan_beside_a_run_leaves_its_journal_alone(tmp_path):
+    write(tmp_path, **{f"n{i:03}": "text" for i in range(120)})
+    shout(tmp_path, mark="1")
+    shout(tmp_path, mark="2")  # from here on a journal that is opened for writing is compacted
+
+    def meanwhile(batch):
+        list(plan(Shout(tmp_path, mark="3"), tmp_path))
+
+    shout(tmp_path, mark="3", on_compute=meanwhile)
+    report, _ = shout(tmp_path, mark="3")
+    assert report.counts == Counter({Status.FRESH: 120})
+
+
+def test_an_interrupt_before_the_model_is_loaded_loads_none(tmp_path):
+    write(tmp_path, a="x", b="y")
+    stage = Shout(tmp_path)
+    items = list(stage.items())
+
+    def interrupted():
+        os.kill(os.getpid(), signal.SIGINT)
+        yield from items
+
+    object.__setattr__(stage, "items", interrupted)
+    report = run(stage, tmp_path, executor=LocalExecutor(2))
+    assert (report.exit_code, stage.calls.opened) == (130, 0)
+
+
+@pytest.mark.parametrize("obstacle", [".lora-prep", ".lora-prep/shout.jsonl/x", "out"])
+def test_what_cannot_be_written_is_said(tmp_path, obstacle):
+    write(tmp_path, a="x")
+    (tmp_path / obstacle).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / obstacle).write_text("in the way")
+    with pytest.raises(DatasetError, match="cannot"):
+        shout(tmp_path)

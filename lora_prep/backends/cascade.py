@@ -102,6 +102,8 @@ class CascadeDetector:
             size = (max(1, round(width * scale)), max(1, round(height * scale)))
             grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
         smallest = max(24, round(MIN_FACE * min(grey.shape)))
+        if min(grey.shape) < smallest:
+            return []
         found = self._search(grey, smallest) or [
             sighting for lean in LEANS for sighting in self._search_turned(grey, smallest, lean)
         ]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from jaxtyping import Bool, UInt8
 
 from lora_prep import masks
 from lora_prep.anatomy import BODY, Frame, Outline, ellipse, fill, symmetric
@@ -96,13 +97,20 @@ class GrabCutSegmenter:
         return image
 
     def segment(
-        self, prepared: Sequence[Image], faces: Sequence[Sequence[Face]], region: Region
-    ) -> list[list[BoolMask]]:
+        self,
+        prepared: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+        faces: Sequence[Sequence[Face]],
+        region: Region,
+    ) -> list[list[Bool[np.ndarray, "_ _"]]]:
         """One mask a face; empty where a face lies outside its image."""
         return [
             [_segment(image, face, _RECIPES[region]) for face in some]
             for image, some in zip(prepared, faces, strict=True)
         ]
+
+    def finish(self, prepared: Image, answer: list[BoolMask]) -> list[BoolMask]:
+        """The masks, which are as large as the image already."""
+        return answer
 
 
 def _segment(image: Image, face: Face, recipe: _Recipe) -> BoolMask:

@@ -12,6 +12,11 @@ from lora_prep.errors import LoraPrepError
 COMMANDS = ("init", "normalize", "detect", "masks", "validate", "models", "doctor")
 
 
+def printable(text: str) -> str:
+    """Text with file names in it made safe to print: no control codes, no undecodable bytes."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 class Failure(click.ClickException):
     """An error that stops a command before its work is done."""
 
@@ -39,7 +44,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except LoraPrepError as error:
-            raise Failure(str(error)) from error
+            raise Failure(printable(str(error))) from error
 
 
 @click.group(

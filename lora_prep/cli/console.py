@@ -11,6 +11,7 @@ from typing import NoReturn
 import click
 from tqdm import tqdm
 
+from lora_prep.cli import printable
 from lora_prep.executors.local import LocalExecutor
 from lora_prep.run import Report, plan, run
 from lora_prep.stage import Stage
@@ -81,9 +82,9 @@ def summary(
     shown = report.problems if verbosity.verbose else report.problems[:SHOWN]
     for outcome in shown:
         if outcome.status is Status.FAILED:
-            yield f"failed   {name(outcome.key)}: {outcome.message}"
+            yield f"failed   {name(outcome.key)}: {name(outcome.message)}"
         for warning in outcome.warnings:
-            yield f"warning  {name(outcome.key)}: {warning}"
+            yield f"warning  {name(outcome.key)}: {name(warning)}"
     if len(shown) < len(report.problems):
         yield f"... and {len(report.problems) - len(shown)} more (--verbose or --json lists all)"
     if verbosity.quiet and not report.exit_code:
@@ -111,7 +112,7 @@ def notices(verbosity: Verbosity) -> None:
 
 def name(text: str) -> str:
     """A file name made safe to print on one line."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return printable(text)
 
 
 def short(path: Path) -> str:
@@ -155,7 +156,7 @@ def _run(
 
 def _facts(outcome: Outcome) -> str:
     if outcome.message:
-        return outcome.message
+        return name(outcome.message)
     facts = outcome.info or {}
     return " ".join(f"{k}={v}" for k, v in facts.items() if not isinstance(v, (list, dict)))
 

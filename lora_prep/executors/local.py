@@ -19,7 +19,7 @@ Made = TypeVar("Made")
 class LocalExecutor:
     """Decodes ahead of the model and encodes behind it, in threads.
 
-    At most `batch size + 2 * threads` items wait on each side of the model.
+    At most `batch size + threads` items wait on each side of the model.
     """
 
     threads: int = 4
@@ -28,7 +28,7 @@ class LocalExecutor:
         self, stage: Stage, tasks: Iterator[Task], attempt: Attempt, stop: Stop
     ) -> Iterator[Finished]:
         """Take the tasks through the stage, in order."""
-        depth = stage.batch_size + 2 * self.threads
+        depth = stage.batch_size + self.threads
         before, behind = ThreadPoolExecutor(self.threads), ThreadPoolExecutor(self.threads)
         try:
             checked = ahead(before, attempt.check, tasks, depth)
@@ -38,6 +38,8 @@ class LocalExecutor:
                 yield first
             else:
                 return  # nothing to do, so no model is loaded
+            if stop:
+                return
             worker = stage.open()
             loaded = ahead(
                 before, lambda c: attempt.load(worker, c), chain([first], checked), depth

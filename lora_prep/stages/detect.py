@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DetectFaces:
-    """Images to face records (`.lora-prep/faces/<image>.json`)."""
+    """Images to face records (`.lora-prep/faces/<key>.json`)."""
 
     dataset: Dataset
     detector: DetectorSpec = field(default_factory=DetectorSpec)

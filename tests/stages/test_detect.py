@@ -1,6 +1,7 @@
 """`lora-prep detect` through its command line, with the embedded detector on drawn portraits."""
 
 import json
+import shutil
 
 from lora_prep.faces import FaceRecord
 from lora_prep.types import Face
@@ -27,7 +28,7 @@ def test_faces_are_found_where_they_are(faces, portraits, lora_prep):
 
 def test_the_record_says_where_it_comes_from(faces, lora_prep):
     lora_prep("detect", faces, "--preset", "embedded")
-    record = FaceRecord.from_bytes((faces.parent / ".lora-prep/faces/p00.png.json").read_bytes())
+    record = FaceRecord.from_bytes((faces.parent / ".lora-prep/faces/faces/p00.png.json").read_bytes())
     assert record.detector.startswith("cascade")
     assert (record.width, record.height) == (320, 320)
 
@@ -50,3 +51,12 @@ def test_faces_that_masks_found_are_listed_without_detecting_again(faces, lora_p
     said = lora_prep("detect", faces, "--preset", "embedded").stdout.splitlines()
     assert "10 made" in said[-1]
     assert int(said[-2].split()[0]) >= 8
+
+
+def test_image_folders_beside_each_other_keep_their_own_faces(faces, lora_prep):
+    other = faces.parent / "others"
+    shutil.copytree(faces, other)
+    (other / "p00.png").write_bytes((faces / "p02.png").read_bytes())
+    for folder in (faces, other, faces, other):
+        result = lora_prep("detect", folder, "--preset", "embedded", "--json")
+    assert json.loads(result.stdout)["counts"]["fresh"] == 10

@@ -202,7 +202,7 @@ def test_overlays_go_to_a_folder_of_their_own(faces, lora_prep):
     lora_prep("masks", faces, *EMBEDDED, "--overlay", faces.parent / "look", code=None)
     made = {p.stem for p in (faces.parent / "masks").iterdir()}
     assert {p.stem for p in (faces.parent / "look").iterdir()} == made
-    for wrong in (faces, faces.parent / "masks"):
+    for wrong in (faces, faces.parent / "masks", faces / "look"):
         result = lora_prep("masks", faces, *EMBEDDED, "--overlay", wrong, code=2)
         assert "--overlay needs a folder of its own" in result.output
 

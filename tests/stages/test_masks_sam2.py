@@ -75,6 +75,61 @@ def test_other_weights_make_the_masks_anew(squares, models, lora_prep, tmp_path)
     assert json.loads(result.stdout)["counts"]["fresh"] == 2
 
 
+@pytest.fixture
+def encoded(monkeypatch) -> list[int]:
+    """How many images each call of the encoder got."""
+    from lora_prep.backends.sam2 import Sam2Segmenter
+
+    calls: list[int] = []
+    encode = Sam2Segmenter._encode
+
+    def spy(self, squares):
+        calls.append(len(squares))
+        return encode(self, squares)
+
+    monkeypatch.setattr(Sam2Segmenter, "_encode", spy)
+    return calls
+
+
+def made(squares) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in (squares.parent / "masks").iterdir()}
+
+
+def test_kept_embeddings_save_later_commands_the_encoder(squares, models, lora_prep, encoded):
+    options = ("masks", squares, *models, "--cache-embeddings", "--dtype", "float32")
+    lora_prep(*options, code=1)
+    assert encoded == [1, 1]
+    first = made(squares)
+    lora_prep(*options, "--force", code=1)
+    assert made(squares) == first
+    lora_prep(*options, "--region", "head", "--faces", "all", code=1)
+    assert encoded == [1, 1]
+    assert made(squares) != first
+    kept = list((squares.parent / ".lora-prep" / "embeddings").iterdir())
+    assert len(kept) == 2  # none for the picture without a face
+    for path in kept:
+        path.write_bytes(path.read_bytes()[:-100])
+    lora_prep(*options, "--force", code=1)
+    assert encoded == [1, 1, 1, 1]
+    assert made(squares) == first
+    assert all(path.stat().st_size > 100_000 for path in kept)
+
+
+def test_masks_with_and_without_kept_embeddings_agree(squares, models, lora_prep, encoded):
+    found = []
+    for option in ((), ("--cache-embeddings",)):
+        options = ("--dtype", "float32", "--force", *option)
+        lora_prep("masks", squares, *models, *options, code=1)
+        found.append(cv2.imread(str(squares.parent / "masks" / "one.png"), 0) > 0)
+    assert len(encoded) == 4
+    assert (found[0] & found[1]).sum() >= 0.99 * (found[0] | found[1]).sum()
+
+
+def test_the_precision_is_chosen_and_told(squares, models, lora_prep):
+    said = lora_prep("masks", squares, *models, "--dtype", "bfloat16", code=1).stderr
+    assert "on cpu, bfloat16" in said
+
+
 def test_a_missing_model_is_said_at_once_and_what_to_do(squares, lora_prep, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
