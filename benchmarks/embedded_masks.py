@@ -72,8 +72,9 @@ def grabcut_rectangle(image: Image, face: Face, region: Region) -> BoolMask:
 
 def ours(image: Image, face: Face, region: Region) -> BoolMask:
     """What `lora-prep masks --preset embedded` makes, before it is eroded."""
-    made = SEGMENTER.segment([SEGMENTER.prepare(image)], [[face]], region)
-    mask: BoolMask = made[0][0]
+    prepared = SEGMENTER.prepare(image)
+    (answer,) = SEGMENTER.segment([prepared], [[face]], region)
+    (mask,) = SEGMENTER.finish(prepared, answer)
     return mask
 
 

@@ -5,16 +5,19 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic
 
 from lora_prep import imageio
-from lora_prep.dataset import STATE_FOLDER
+from lora_prep.dataset import CAPTION_SUFFIX, STATE_FOLDER
 from lora_prep.errors import ItemError, OutOfMemory
 from lora_prep.journal import Entry, Stamp, hash_file
 from lora_prep.stage import Item, Loaded, Stage, Worker
 from lora_prep.types import Json, Status
+
+MAX_BYTES = 1 << 30
+"""Larger files are refused: they are no photographs, and are read whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,17 @@ class Task:
 
     item: Item
     previous: Entry | None
+    others: Mapping[str, Entry] = field(default_factory=dict)
+    """Entries of other items that last wrote to this item's outputs, by relative path."""
+
+
+@dataclass(frozen=True, slots=True)
+class Existing:
+    """An output that exists."""
+
+    sha256: str
+    ours: bool
+    """Written by lora-prep, and as it was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +59,7 @@ class Checked(Generic[Loaded]):
     task: Task
     blobs: tuple[bytes, ...]
     inputs: Mapping[str, Stamp]
-    found: Mapping[Path, str]
-    """Hash of each output that exists."""
+    found: Mapping[Path, Existing]
     loaded: Loaded | None = None
 
 
@@ -65,7 +78,7 @@ class Attempt:
         try:
             if item.problem:
                 raise item.problem
-            found = self._outputs_found(item, previous)
+            found = self._outputs_found(task)
             if found is None:
                 return self._kept(task)
             unread = previous.inputs if previous and self._untouched(item, previous) else None
@@ -73,8 +86,7 @@ class Attempt:
                 return Finished(item, previous, _still(previous), news=False)
             stamps, blobs = self._read(item)
             if previous and not unread and self._fresh(item, previous, stamps, found):
-                # Recorded with the files' new dates, so that they need not be read next time.
-                return Finished(item, replace(previous, inputs=stamps), _still(previous))
+                return Finished(item, self._renewed(previous, stamps, found), _still(previous))
             return Checked(task, tuple(blobs), stamps, found)
         except ItemError as error:
             return self.failed(task, error)
@@ -123,11 +135,10 @@ class Attempt:
             data = saved.files[path]
             imageio.make_folder(path.parent)
             part = imageio.write_part(path, data, token=self.token)
-            before = checked.found.get(path, "")
-            last = _written(checked.task.previous).get(self._relative(path))
-            ours = last is not None and before in (last.sha256, last.before)
-            outputs[self._relative(path)] = Stamp.of_output(data, part, before if ours else "")
-            parts.append((part, path, before))
+            existing = checked.found.get(path)
+            replaces = path if existing and existing.ours else None
+            outputs[self.relative(path)] = Stamp.of_output(data, part, replaces)
+            parts.append((part, path, existing.sha256 if existing else ""))
         entry = Entry(
             item.key,
             Status.DONE,
@@ -153,7 +164,7 @@ class Attempt:
         warnings: tuple[str, ...] = (),
         code: str = "",
     ) -> Finished:
-        left = [self._relative(p) for p in task.item.outputs if p.exists()]
+        left = [self.relative(p) for p in task.item.outputs if os.path.exists(p)]  # noqa: PTH110 never raises
         if left and status in (Status.FAILED, Status.SKIPPED):
             warnings = (*warnings, f"an older result is still there: {', '.join(left)}")
         inputs = checked.inputs if checked else {}
@@ -174,40 +185,74 @@ class Attempt:
         message = "not written by lora-prep, or edited since: left as it is (--force replaces it)"
         return self._ended(task, Status.KEPT, None, message, code="kept")
 
-    def _outputs_found(self, item: Item, previous: Entry | None) -> dict[Path, str] | None:
-        """Hash of each output that exists; None where one of them is not ours to replace.
+    def _outputs_found(self, task: Task) -> dict[Path, Existing] | None:
+        """The outputs that exist; None where one of them is not ours to replace.
 
-        What lies in lora-prep's own folder always is.
+        Raises ItemError where another item, whose input still exists, writes to the same path.
         """
-        found: dict[Path, str] = {}
-        for path in item.outputs:
+        found: dict[Path, Existing] = {}
+        for path in task.item.outputs:
             try:
-                stamp = previous.outputs.get(self._relative(path)) if previous else None
-                if path.stat().st_size == 0:
-                    continue  # what a crash of the machine leaves; nobody edits a mask to nothing
-                if stamp and stamp.matches(path):
-                    found[path] = stamp.sha256
-                    continue
-                found[path] = hash_file(path)
-            except (FileNotFoundError, NotADirectoryError):
-                continue
+                existing = self._existing(task, path)
             except OSError as error:
                 raise ItemError(
                     f"cannot read {path}: {error.strerror}", code="unreadable"
                 ) from error
-            ours = stamp is not None and found[path] == stamp.before
-            private = STATE_FOLDER in Path(self._relative(path)).parts
-            if not ours and not private and not self.force:
+            if existing is None:
+                continue
+            if not existing.ours and not self.force:
                 return None
+            found[path] = existing
         return found
+
+    def _existing(self, task: Task, path: Path) -> Existing | None:
+        relative = self.relative(path)
+        stamp = task.previous.outputs.get(relative) if task.previous else None
+        try:
+            empty = path.stat().st_size == 0
+        except (FileNotFoundError, NotADirectoryError):
+            return Existing("", ours=False) if path.is_symlink() else None
+        if empty and path.suffix != CAPTION_SUFFIX:
+            return None  # what a crash of the machine leaves; nobody edits a mask to nothing
+        if stamp and stamp.matches(path):
+            return Existing(stamp.sha256, ours=True)
+        sha256 = hash_file(path)
+        private = STATE_FOLDER in Path(relative).parts
+        ours = private or (stamp is not None and stamp.was_not_replaced(path))
+        return Existing(sha256, ours or self._is_left_by_another(task, relative, sha256))
+
+    def _is_left_by_another(self, task: Task, relative: str, sha256: str) -> bool:
+        """Whether another item wrote this very file, and its input is gone: renamed, for example.
+
+        Raises ItemError where its input is still there: both would write to the same path.
+        """
+        other = task.others.get(relative)
+        if other is None or other.outputs[relative].sha256 != sha256:
+            return False
+        if (self.root / other.key).exists():
+            raise ItemError(
+                f"{relative} is already made from {other.key}: rename one of the two, or choose "
+                "another output folder",
+                code="shared-name",
+            )
+        return True
+
+    def _renewed(
+        self, previous: Entry, inputs: Mapping[str, Stamp], found: Mapping[Path, Existing]
+    ) -> Entry:
+        """The entry with the dates that its files have now, so that next time none is read."""
+        outputs = dict(previous.outputs)
+        for path in found:
+            outputs[self.relative(path)] = outputs[self.relative(path)].renewed(path)
+        return replace(previous, inputs=inputs, outputs=outputs)
 
     def _untouched(self, item: Item, previous: Entry) -> bool:
         """Whether the file system says that no input was touched since the journal's entry."""
-        if list(previous.inputs) != [self._relative(p) for p in item.inputs]:
+        if list(previous.inputs) != [self.relative(p) for p in item.inputs]:
             return False
         try:
             return all(
-                stamp.stat is not None and stamp.matches(path)
+                stamp.is_untouched(path)
                 for path, stamp in zip(item.inputs, previous.inputs.values(), strict=True)
             )
         except OSError:
@@ -219,10 +264,15 @@ class Attempt:
             try:
                 with path.open("rb") as file:
                     seen = os.fstat(file.fileno())
+                    if seen.st_size > MAX_BYTES:
+                        raise ItemError(
+                            f"{seen.st_size:,} bytes are more than the limit of {MAX_BYTES:,}",
+                            code="too-large",
+                        )
                     data = file.read()
             except OSError as error:
                 raise ItemError(f"cannot be read: {error.strerror}", code="unreadable") from error
-            stamps[self._relative(path)] = Stamp.of_input(data, seen)
+            stamps[self.relative(path)] = Stamp.of_input(data, seen)
             blobs.append(data)
         return stamps, blobs
 
@@ -231,21 +281,23 @@ class Attempt:
         item: Item,
         previous: Entry,
         inputs: Mapping[str, Stamp],
-        found: Mapping[Path, str],
+        found: Mapping[Path, Existing],
     ) -> bool:
         if self.force or previous.fingerprint != self._fingerprint(inputs):
             return False
         if previous.status is Status.SKIPPED:
             return True
-        written = {path: previous.outputs.get(self._relative(path)) for path in item.outputs}
+        written = {path: previous.outputs.get(self.relative(path)) for path in item.outputs}
         return previous.status is Status.DONE and all(
-            stamp is not None and found.get(path) == stamp.sha256 for path, stamp in written.items()
+            stamp is not None and path in found and found[path].sha256 == stamp.sha256
+            for path, stamp in written.items()
         )
 
     def _fingerprint(self, inputs: Mapping[str, Stamp]) -> str:
         return _digest([self._settings, *(stamp.sha256 for stamp in inputs.values())])
 
-    def _relative(self, path: Path) -> str:
+    def relative(self, path: Path) -> str:
+        """A path as the journal has it: relative to the root, with forward slashes."""
         return Path(os.path.relpath(path, self.root)).as_posix()
 
 

@@ -67,7 +67,9 @@ class Dataset:
         """
         images = _image_folder(Path(os.path.abspath(path)), recursive)  # noqa: PTH100 keeps links
         masks = images.parent / "masks" if masks is None else Path(os.path.abspath(masks))  # noqa: PTH100
-        if masks == images or images in masks.parents:
+        real = Path(os.path.realpath(images))
+        target = Path(os.path.realpath(masks))
+        if real in (target, *target.parents):
             raise DatasetError(
                 f"the masks would lie in the image folder ({masks}): trainers that read folders "
                 "recursively would train on them. Choose a folder beside it"
@@ -148,13 +150,20 @@ def file_names(folder: Path, *, recursive: bool = False) -> Iterator[str]:
                 if entry.is_dir(follow_symlinks=False):
                     if recursive:
                         pending.append(f"{prefix}{entry.name}/")
-                elif entry.is_file():
+                elif _is_file(entry):
                     yield prefix + entry.name
 
 
 def is_image(name: str) -> bool:
     """Whether a file name ends like an image's."""
     return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def _is_file(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link in a loop, or into a folder that may not be searched
+        return False
 
 
 def _nfc_stem(name: str) -> str:

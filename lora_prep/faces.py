@@ -6,6 +6,7 @@ detecting again, and none has to ask whether it is out of date.
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,10 @@ class FaceRecord:
 def faces_path(dataset: Dataset, sample: Sample) -> Path:
     """Where the faces of a sample are kept: image folders beside each other do not share them."""
     key = dataset.key(sample.image).replace("../", "_up/")
-    return dataset.state / "faces" / f"{key}.json"
+    folder, _, name = key.rpartition("/")
+    if len(os.fsencode(name)) > 200:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    return dataset.state / "faces" / folder / f"{name}.json"
 
 
 def read_faces(path: Path, image: bytes, detector: str) -> Sequence[Face] | None:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
@@ -38,18 +38,32 @@ class Stamp:
     size: int
     stat: tuple[int, ...] | None
     """Inode, modification and change time in ns; None where it cannot be relied on."""
-    before: str = ""
-    """For outputs: hash of the file of ours that this one replaces: death between the journal line
-    and the renaming leaves that file in place."""
+    before: tuple[int, ...] | None = None
+    """For outputs: inode and modification time of the file of ours that this one replaces: death
+    between the journal line and the renaming leaves that file in place."""
+
+    def is_untouched(self, path: Path) -> bool:
+        """Whether the file system says that the file has not changed. Reads nothing."""
+        found = path.stat()
+        return found.st_size == self.size and self._has_signature(found)
+
+    def was_not_replaced(self, path: Path) -> bool:
+        """Whether the file is still the one that this output was to replace."""
+        return self.before is not None and _signature(path.stat(), 2) == self.before
+
+    def renewed(self, path: Path) -> "Stamp":
+        """The stamp of an output with the same content and other dates."""
+        return Stamp(self.sha256, self.size, _signature(path.stat(), 2))
+
+    def _has_signature(self, found: os.stat_result) -> bool:
+        return self.stat is not None and _signature(found, len(self.stat)) == self.stat
 
     def matches(self, path: Path) -> bool:
         """Whether the file has this content. Reads it only where the file system leaves a doubt."""
         found = path.stat()
         if found.st_size != self.size:
             return False
-        return (self.stat is not None and _signature(found, len(self.stat)) == self.stat) or (
-            hash_file(path) == self.sha256
-        )
+        return self._has_signature(found) or hash_file(path) == self.sha256
 
     @classmethod
     def of_input(cls, data: bytes, seen: os.stat_result) -> "Stamp":
@@ -58,11 +72,13 @@ class Stamp:
         return cls(_sha256(data), len(data), _signature(seen, 3) if settled else None)
 
     @classmethod
-    def of_output(cls, data: bytes, part: Path, before: str) -> "Stamp":
+    def of_output(cls, data: bytes, part: Path, replaces: Path | None = None) -> "Stamp":
         """Stamp of an output that was written as the file `part` and has yet to be renamed.
 
-        Renaming sets the change time, so that is left out.
+        `replaces` is the file of ours that lies under the final name, if one does. Renaming sets
+        the change time, so that is left out.
         """
+        before = _signature(replaces.stat(), 2) if replaces else None
         return cls(_sha256(data), len(data), _signature(part.stat(), 2), before)
 
 
@@ -117,18 +133,22 @@ class Entry:
 class Journal:
     """The journal of one stage on one data set: an append-only file of entries, the last one wins.
 
-    Only the offset of each entry is held in memory; entries are read back when asked for.
+    Only the offset of each entry is held in memory; entries are read back when asked for. A journal
+    that is opened `read_only` (it has to exist) may be written by another process meanwhile.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
-        imageio.make_folder(path.parent)
+        self._read_only = read_only
+        if not read_only:
+            imageio.make_folder(path.parent)
         with self._writing():
-            self._file: FileIO = path.open("a+b", buffering=0)
+            self._file: FileIO = path.open("rb" if read_only else "a+b", buffering=0)
         self._offsets: dict[str, int] = {}
+        self._writers: dict[str, str] = {}
         self._synced = time.monotonic()
         lines = self._index()
-        if lines > 2 * len(self._offsets) + 100:
+        if lines > 2 * len(self._offsets) + 100 and not read_only:
             self._compact()
 
     def __len__(self) -> int:
@@ -154,6 +174,17 @@ class Journal:
         offset = self._offsets.get(key)
         return None if offset is None else self._read(offset)
 
+    def writers(self, key: str, outputs: Iterable[str]) -> dict[str, Entry]:
+        """The entries of other items that last wrote to these paths, relative to the root."""
+        others = ((path, self._writers.get(path, key)) for path in outputs)
+        entries = ((path, self.get(other)) for path, other in others if other != key)
+        return {path: entry for path, entry in entries if entry}
+
+    def _note(self, entry: Entry, offset: int) -> None:
+        self._offsets[entry.key] = offset
+        if entry.status is Status.DONE:
+            self._writers.update(dict.fromkeys(entry.outputs, entry.key))
+
     def append(self, entry: Entry) -> None:
         """Record an entry. It survives the process at once, and the machine after a second."""
         data = entry.to_line().encode()
@@ -161,13 +192,14 @@ class Journal:
             offset = self._file.seek(0, os.SEEK_END)
             if self._file.write(data) != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self._offsets[entry.key] = offset
+        self._note(entry, offset)
         if time.monotonic() - self._synced > FSYNC_SECONDS:
             self._sync()
 
     def close(self) -> None:
         """Make everything durable and close the file."""
-        self._sync()
+        if not self._read_only:
+            self._sync()
         self._file.close()
 
     @contextmanager
@@ -202,10 +234,10 @@ class Journal:
             for line in file:
                 lines += 1
                 with suppress(*NOT_AN_ENTRY):
-                    self._offsets[Entry.from_line(line).key] = offset
+                    self._note(Entry.from_line(line), offset)
                 offset += len(line)
                 torn = not line.endswith(b"\n")
-        if torn:
+        if torn and not self._read_only:
             self._file.write(b"\n")
         return lines
 
@@ -221,18 +253,8 @@ class Journal:
         part.replace(self.path)
         self._file = self.path.open("a+b", buffering=0)
         self._offsets.clear()
+        self._writers.clear()
         self._index()
-
-
-def read_journal(path: Path) -> dict[str, Entry]:
-    """The last entry of each item of a journal that another process may be writing."""
-    entries = {}
-    with suppress(FileNotFoundError), path.open("rb") as file:
-        for line in file:
-            with suppress(*NOT_AN_ENTRY):
-                entry = Entry.from_line(line)
-                entries[entry.key] = entry
-    return entries
 
 
 @contextmanager
@@ -281,10 +303,10 @@ def _stamp_to_json(stamp: Stamp) -> list[Json]:
 
 
 def _stamp_from_json(value: Json) -> Stamp:
-    sha256, size, stat, *before = value
-    return Stamp(
-        str(sha256),
-        int(size),
-        stat and tuple(int(v) for v in stat),
-        str(before[0]) if before else "",
-    )
+    sha256, size, stat, *rest = value
+    before = rest[0] if rest else None
+    return Stamp(str(sha256), int(size), _integers(stat), _integers(before))
+
+
+def _integers(value: Json) -> tuple[int, ...] | None:
+    return None if value is None else tuple(int(v) for v in value)

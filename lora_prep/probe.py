@@ -156,7 +156,9 @@ def embedded() -> Facts:
     backends.detector(DetectorSpec("cascade")).detect(image)
     segmenter = backends.segmenter(SegmenterSpec("grabcut"))
     face = Face((24.0, 24.0, 72.0, 72.0), 1.0)
-    ((mask,),) = segmenter.segment([segmenter.prepare(image)], [[face]], Region.FACE)
+    prepared = segmenter.prepare(image)
+    (answer,) = segmenter.segment([prepared], [[face]], Region.FACE)
+    (mask,) = segmenter.finish(prepared, answer)
     return {"mask": int(mask.sum())}
 
 

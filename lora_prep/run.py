@@ -17,8 +17,8 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -26,8 +26,8 @@ from typing import Any, Protocol, runtime_checkable
 from lora_prep import imageio
 from lora_prep.attempt import Attempt, Finished, Task
 from lora_prep.dataset import STATE_FOLDER
-from lora_prep.journal import Journal, exclusive, hash_file, read_journal
-from lora_prep.stage import Stage
+from lora_prep.journal import Journal, exclusive, hash_file
+from lora_prep.stage import Item, Stage
 from lora_prep.types import Outcome, Status
 
 
@@ -37,7 +37,7 @@ class Executor(Protocol):
 
     def __call__(
         self, stage: Stage, tasks: Iterator[Task], attempt: Attempt, stop: "Stop"
-    ) -> Iterator[Finished]:
+    ) -> Generator[Finished]:
         """Yield each task as it is finished, holding a bounded number of them.
 
         `tasks` ends when `stop` is set; what the model has not begun with may then be dropped.
@@ -100,11 +100,18 @@ def run(
         interruptible() as stop,
     ):
         attempt = Attempt(stage, root, force=force)
-        for finished in executor(stage, _tasks(stage, journal, stop), attempt, stop):
-            outcome = _commit(finished, journal)
-            report.add(outcome)
-            if observe:
-                observe(outcome)
+        folders: set[Path] = set()
+        tasks = _tasks(stage, journal, stop, attempt, folders)
+        try:
+            with closing(executor(stage, tasks, attempt, stop)) as results:
+                for finished in results:
+                    outcome = _commit(finished, journal)
+                    report.add(outcome)
+                    if observe:
+                        observe(outcome)
+        finally:
+            for folder in folders:
+                imageio.discard(folder, attempt.token)
     report.signal = stop.signal
     report.seconds = time.monotonic() - started
     return report
@@ -116,13 +123,14 @@ def plan(stage: Stage, root: Path, *, force: bool = False) -> Iterator[Outcome]:
     Writes nothing. Whether an item would fail in the model is not known beforehand.
     """
     attempt = Attempt(stage, root, force=force)
-    known = read_journal(root / STATE_FOLDER / f"{stage.name}.jsonl")
-    for item in stage.items():
-        match attempt.check(Task(item, known.get(item.key))):
-            case Finished() as finished:
-                yield _outcome(finished)
-            case _:
-                yield Outcome(item.key, Status.DONE)
+    path = root / STATE_FOLDER / f"{stage.name}.jsonl"
+    with Journal(path, read_only=True) if path.exists() else nullcontext() as journal:
+        for item in stage.items():
+            match attempt.check(_task(item, journal, attempt)):
+                case Finished() as finished:
+                    yield _outcome(finished)
+                case _:
+                    yield Outcome(item.key, Status.DONE)
 
 
 class Stop:
@@ -161,15 +169,24 @@ def interruptible() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
-def _tasks(stage: Stage, journal: Journal, stop: Stop) -> Iterator[Task]:
-    swept: set[Path] = set()
+def _task(item: Item, journal: Journal | None, attempt: Attempt) -> Task:
+    if journal is None:
+        return Task(item, None)
+    outputs = [attempt.relative(path) for path in item.outputs]
+    return Task(item, journal.get(item.key), journal.writers(item.key, outputs))
+
+
+def _tasks(
+    stage: Stage, journal: Journal, stop: Stop, attempt: Attempt, folders: set[Path]
+) -> Iterator[Task]:
+    """The stage's items until the user wants to stop; `folders` collects where they are written."""
     for item in stage.items():
         if stop:
             return
-        for folder in {path.parent for path in item.outputs} - swept:
+        for folder in {path.parent for path in item.outputs} - folders:
             imageio.sweep(folder)
-            swept.add(folder)
-        yield Task(item, journal.get(item.key))
+            folders.add(folder)
+        yield _task(item, journal, attempt)
 
 
 def _commit(finished: Finished, journal: Journal) -> Outcome:

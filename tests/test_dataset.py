@@ -73,6 +73,7 @@ def test_sub_folders_are_read_on_request_and_mirrored(tmp_path):
 def test_a_loop_of_links_is_not_followed(tmp_path):
     folder = touch(tmp_path / "d", "a.jpg")
     (folder / "loop").symlink_to(folder)
+    (folder / "itself.jpg").symlink_to(folder / "itself.jpg")
     assert names(Dataset.at(folder, recursive=True)) == ["a.jpg"]
 
 

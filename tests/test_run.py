@@ -17,6 +17,7 @@ from lora_prep.executors.local import LocalExecutor
 from lora_prep.imageio import new_token
 from lora_prep.journal import Journal, exclusive
 from lora_prep.run import Report, plan, run
+from lora_prep.stage import Item
 from lora_prep.types import Outcome, Status
 from tests.fakes.shout import Shout
 
@@ -250,7 +251,7 @@ def test_out_of_memory_halves_the_batch_and_no_result_changes(tmp_path):
     report, stage = shout(tmp_path, batch_size=7, fits=2)
     assert report.counts == Counter({Status.DONE: 7})
     assert outputs(tmp_path) == {name: text.upper() for name, text in texts.items()}
-    assert max(len(b) for b in stage.calls.batches if len(b) <= 2) == 2
+    assert [len(b) for b in stage.calls.batches] == [7, 3, 1, 2, 4, 2, 2]
 
 
 def test_out_of_memory_on_a_single_item_fails_that_item(tmp_path):
@@ -429,3 +430,58 @@ def test_what_cannot_be_written_is_said(tmp_path, obstacle):
     (tmp_path / obstacle).write_text("in the way")
     with pytest.raises(DatasetError, match="cannot"):
         shout(tmp_path)
+
+
+def test_an_older_result_put_back_by_hand_is_kept(tmp_path):
+    write(tmp_path, a="x")
+    shout(tmp_path)
+    older = (tmp_path / "out/a.txt").read_text()
+    shout(tmp_path, mark="!")
+    (tmp_path / "out/a.txt").write_text(older)
+    report, _ = shout(tmp_path, mark="!")
+    assert report.counts == Counter({Status.KEPT: 1})
+    assert outputs(tmp_path) == {"a": "X"}
+
+
+class Renamed(Shout):
+    """All items write to one output, as images of one stem do."""
+
+    def items(self):
+        for item in super().items():
+            yield Item(item.key, item.inputs, (self.root / "out" / "one.txt",))
+
+
+def test_the_result_of_a_renamed_input_is_replaced(tmp_path):
+    write(tmp_path, a="old")
+    run(Renamed(tmp_path), tmp_path, executor=LocalExecutor(2))
+    (tmp_path / "in/a.txt").rename(tmp_path / "in/b.txt")
+    write(tmp_path, b="new")
+    report = run(Renamed(tmp_path), tmp_path, executor=LocalExecutor(2))
+    assert report.counts == Counter({Status.DONE: 1})
+    assert outputs(tmp_path) == {"one": "NEW"}
+
+
+def test_two_inputs_never_take_turns_at_one_output(tmp_path):
+    write(tmp_path, a="first")
+    run(Renamed(tmp_path), tmp_path, executor=LocalExecutor(2))
+    write(tmp_path, b="second")
+    for _ in range(2):
+        report = run(Renamed(tmp_path), tmp_path, executor=LocalExecutor(2), force=True)
+        assert [(o.key, o.code) for o in report.problems] == [("in/b.txt", "shared-name")]
+        assert outputs(tmp_path) == {"one": "FIRST"}
+
+
+def test_a_link_to_nowhere_is_left_alone(tmp_path):
+    write(tmp_path, a="x")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/a.txt").symlink_to(tmp_path / "unmounted/a.txt")
+    report, _ = shout(tmp_path)
+    assert report.counts == Counter({Status.KEPT: 1})
+    assert (tmp_path / "out/a.txt").is_symlink()
+
+
+def test_nothing_is_left_behind_by_an_error(tmp_path):
+    write(tmp_path, **{f"n{i:02}": "!bug" if i == 5 else "text" for i in range(10)})
+    with pytest.raises(ZeroDivisionError):
+        shout(tmp_path)
+    assert not list(tmp_path.rglob("*.part"))

@@ -6,14 +6,16 @@ sent to another process. `detector(spec)` and `segmenter(spec)` load the model;
 loading it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, assert_never, runtime_checkable
 
 from lora_prep.types import BoolMask, Face, Image, Region
 
 DetectorName: TypeAlias = Literal["insightface", "yunet", "cascade"]
 SegmenterName: TypeAlias = Literal["sam2", "grabcut"]
+DtypeName: TypeAlias = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,10 @@ class SegmenterSpec:
     """sam2: the YAML configuration that goes with a checkpoint file."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    dtype: DtypeName = "auto"
+    """sam2: precision; `auto` is bfloat16 where the hardware has instructions for it."""
+    compile: bool = False
+    """sam2: torch.compile the image encoder, which takes minutes at the first image."""
 
 
 @runtime_checkable
@@ -61,7 +67,7 @@ class FaceDetector(Protocol):
 
 @runtime_checkable
 class Segmenter(Protocol):
-    """Makes one mask a face."""
+    """Makes one mask a face, in three steps: what is no model's work hides behind the model."""
 
     def describe(self) -> str:
         """What runs where, for the user: model, device, dtype."""
@@ -73,11 +79,18 @@ class Segmenter(Protocol):
 
     def segment(
         self, prepared: Sequence[Any], faces: Sequence[Sequence[Face]], region: Region
-    ) -> list[list[BoolMask]]:
-        """For each image, one mask for each of its faces, as large as the image.
+    ) -> Sequence[Any]:
+        """Run the model: for each image, what `finish` makes one mask for each of its faces of.
 
-        `faces[i]` are the faces wanted in image i; it may be empty.
-        Raises OutOfMemory where the batch was too large for the device.
+        `faces[i]` are the faces wanted in image i; it may be empty. Never called by two threads at
+        once. Raises OutOfMemory where the batch was too large for the device.
+        """
+        ...
+
+    def finish(self, prepared: Any, answer: Any) -> Iterator[BoolMask]:
+        """One mask for each face of an image, as large as the image, one after the other.
+
+        Called in threads, behind the model. Raises DatasetError where a cache cannot be written.
         """
         ...
 
@@ -101,13 +114,16 @@ def detector(spec: DetectorSpec) -> FaceDetector:
             assert_never(spec.name)
 
 
-def segmenter(spec: SegmenterSpec) -> Segmenter:
-    """Load a segmenter. Raises BackendError where its model is not to be had."""
+def segmenter(spec: SegmenterSpec, embeddings: Path | None = None) -> Segmenter:
+    """Load a segmenter. Raises BackendError where its model is not to be had.
+
+    `embeddings` is the folder to keep sam2's image features in, so that they are computed once.
+    """
     match spec.name:
         case "sam2":
             from lora_prep.backends.sam2 import Sam2Segmenter
 
-            return Sam2Segmenter(spec)
+            return Sam2Segmenter(spec, embeddings)
         case "grabcut":
             from lora_prep.backends.grabcut import GrabCutSegmenter
 

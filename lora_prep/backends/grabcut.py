@@ -6,12 +6,12 @@ there are landmarks): an inner zone is certain, the next is likely, a third is p
 is background.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import UInt8
 
 from lora_prep import masks
 from lora_prep.anatomy import BODY, Frame, Outline, ellipse, fill, symmetric
@@ -85,6 +85,16 @@ _RECIPES = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """The part of a mask that is not empty: a picture of many people has many masks."""
+
+    x: int
+    """Column of the image where the patch begins."""
+    y: int
+    mask: BoolMask
+
+
 class GrabCutSegmenter:
     """GrabCut behind `backends.Segmenter`."""
 
@@ -101,21 +111,24 @@ class GrabCutSegmenter:
         prepared: Sequence[UInt8[np.ndarray, "_ _ 3"]],
         faces: Sequence[Sequence[Face]],
         region: Region,
-    ) -> list[list[Bool[np.ndarray, "_ _"]]]:
-        """One mask a face; empty where a face lies outside its image."""
+    ) -> list[list[Patch]]:
+        """One patch a face; empty where a face lies outside its image."""
         return [
             [_segment(image, face, _RECIPES[region]) for face in some]
             for image, some in zip(prepared, faces, strict=True)
         ]
 
-    def finish(self, prepared: Image, answer: list[BoolMask]) -> list[BoolMask]:
-        """The masks, which are as large as the image already."""
-        return answer
+    def finish(self, prepared: Image, answer: Sequence[Patch]) -> Iterator[BoolMask]:
+        """The patches laid into masks as large as the image."""
+        for patch in answer:
+            whole = np.zeros(prepared.shape[:2], np.bool_)
+            height, width = patch.mask.shape
+            whole[patch.y : patch.y + height, patch.x : patch.x + width] = patch.mask
+            yield whole
 
 
-def _segment(image: Image, face: Face, recipe: _Recipe) -> BoolMask:
+def _segment(image: Image, face: Face, recipe: _Recipe) -> Patch:
     height, width = image.shape[:2]
-    whole = np.zeros((height, width), np.bool_)
     frame = Frame.of(face)
     zones = [[frame.place(zone)] for zone in (*recipe.head, recipe.limit)]
     if recipe.body:
@@ -126,7 +139,7 @@ def _segment(image: Image, face: Face, recipe: _Recipe) -> BoolMask:
     x0, y0 = np.clip(np.floor(corners.min(axis=0)), 0, (width, height)).astype(int).tolist()
     x1, y1 = np.clip(np.ceil(corners.max(axis=0)), 0, (width, height)).astype(int).tolist()
     if x0 >= x1 or y0 >= y1:
-        return whole
+        return Patch(0, 0, np.zeros((0, 0), np.bool_))
     window = image[y0:y1, x0:x1]
     zoom = recipe.zoom / max(frame.half_height, 1.0)
     rows, columns = max(1, round((y1 - y0) * zoom)), max(1, round((x1 - x0) * zoom))
@@ -143,8 +156,7 @@ def _segment(image: Image, face: Face, recipe: _Recipe) -> BoolMask:
     # Blurred and enlarged, the edge becomes a smooth line instead of steps.
     soft = cv2.GaussianBlur(part.view(np.uint8) * np.uint8(255), (0, 0), 1.2)
     soft = cv2.resize(soft, (x1 - x0, y1 - y0), interpolation=cv2.INTER_CUBIC)
-    whole[y0:y1, x0:x1] = soft >= 128
-    return whole
+    return Patch(x0, y0, soft >= 128)
 
 
 def _cut(image: Image, certain: BoolMask, likely: BoolMask, possible: BoolMask) -> BoolMask:

@@ -1,36 +1,40 @@
-"""Masks with SAM2's image predictor, prompted by faces."""
+"""Masks with SAM2, prompted by faces.
+
+What `SAM2ImagePredictor` does, in three steps, so that only the model itself runs on the device's
+thread: `prepare` resizes (threads, ahead), `segment` runs encoder and decoder once a batch, and
+`finish` enlarges the logits to the image's size (threads, behind). The predictor loads the model;
+tests hold features and logits against its own.
+"""
 
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 import cv2
 import numpy as np
-from jaxtyping import Float, Float32, Int
 
-from lora_prep import masks
-from lora_prep.backends import SegmenterSpec, device, sam2_model, weights
-from lora_prep.errors import OutOfMemory
-from lora_prep.types import BoolMask, Face, Image, Point, Region
+from lora_prep.backends import DtypeName, SegmenterSpec, device, sam2_model, weights
+from lora_prep.backends.embedding_cache import EmbeddingCache, Level
+from lora_prep.backends.sam2_prompts import Candidates, Logits, Prompt, Scores, prompt_for
+from lora_prep.errors import BackendError, OutOfMemory
+from lora_prep.types import BoolMask, Face, Image, Region
 
-POLICY = 1
+if TYPE_CHECKING:
+    import torch
+
+POLICY = 2
 """Raise it when prompts, precision or the choice among masks change: masks are then made again."""
 
-POOR_IOU = 0.8
-"""A single mask whose predicted IoU is lower is compared with SAM2's three alternatives."""
+MAX_PROMPTS = 16
+"""Faces in one call of the decoder. Each takes some 50 MB meanwhile."""
 
-POOR_AGREEMENT = 0.5
-"""The same for `masks.agreement`. Hand-traced faces reach .62 to .8 against the ellipse."""
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet's red, green and blue, 0 to 1: what SAM2 normalises by."""
 
-Logits: TypeAlias = Float32[np.ndarray, "h w"]
-"""A quarter of the model's input in size; above 0 is inside the mask."""
-
-Candidates: TypeAlias = Float32[np.ndarray, "candidates h w"]
-"""The logits of several masks for one prompt."""
-
-Scores: TypeAlias = Float32[np.ndarray, "candidates"]
-"""The IoU that SAM2 predicts for each candidate, 0 to 1."""
+Features: TypeAlias = "list[torch.Tensor]"
+"""Image features, (images, channels, h, w): a quarter, an eighth and a sixteenth of the input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,42 +46,99 @@ class Prepared:
     height: int
     """Of the original, in pixels."""
     width: int
+    key: str = ""
+    """Names its features in the cache; empty without one."""
+    known: list[Level] | None = None
+    """Its features, where the cache has them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the model says about an image."""
+
+    logits: list[Logits]
+    """One a face."""
+    new: list[Level] | None = None
+    """Features for the cache."""
 
 
 def identity(spec: SegmenterSpec) -> str:
     """The hashes of checkpoint and configuration, and the version of how they are used.
 
-    A checkpoint that is not there yet is downloaded; no model is loaded. Precision follows the
-    device (bfloat16 on CUDA, else float32) and only moves edges, so masks that were made on
-    another device count as up to date.
+    A checkpoint that is not there yet is downloaded; no model is loaded. Precision (see
+    `uses_bfloat16`) and the cache's float16 only move edges by a pixel, so masks that were made
+    on another device count as up to date.
     Raises BackendError where checkpoint or configuration are not to be had.
     """
-    files = sam2_model.find(spec)
+    return f"sam2 {_files_identity(sam2_model.find(spec))} policy={POLICY}"
+
+
+def _files_identity(files: sam2_model.Files) -> str:
     return (
-        f"sam2 {files.checkpoint.name} sha256={weights.sha256(files.checkpoint)} "
-        f"config={weights.sha256(files.config)[:16]} policy={POLICY}"
+        f"{files.checkpoint.name} sha256={weights.sha256(files.checkpoint)} "
+        f"config={weights.sha256(files.config)[:16]}"
+    )
+
+
+def uses_bfloat16(dtype: DtypeName, torch_device: str) -> bool:
+    """Whether the image encoder runs under bfloat16 autocast.
+
+    `auto` does where the hardware has instructions for it: CUDA devices since Ampere, CPUs with
+    AVX512-BF16 or AMX. There Hiera-T at 1024 pixels took 2.3 s of CPU time instead of 4.3
+    (torch 2.15, AMD EPYC of family 26, one thread). Elsewhere bfloat16 is emulated, and slow.
+    The decoder stays in float32: it takes little time, and bfloat16 in it moves masks more than
+    in the encoder.
+    """
+    if dtype != "auto":
+        return dtype == "bfloat16"
+    import torch
+
+    if torch_device.startswith("cuda"):
+        return torch.cuda.get_device_capability(torch_device) >= (8, 0)
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # torch may rename them
+    return torch_device == "cpu" and any(
+        bool(getattr(torch.cpu, check, lambda: False)()) for check in checks
     )
 
 
 class Sam2Segmenter:
-    """SAM2 behind its `SAM2ImagePredictor`: one mask a face, prompted by its box and landmarks."""
+    """SAM2: one mask a face, prompted by its box and landmarks."""
 
-    def __init__(self, spec: SegmenterSpec) -> None:
+    def __init__(self, spec: SegmenterSpec, embeddings: Path | None = None) -> None:
         """Load the model onto the device.
 
+        `embeddings` is the folder to keep image features in, so that they are computed once.
         Raises UsageError for a wrong device, and BackendError where device, checkpoint or
         configuration are not to be had, do not fit together, or are not safe to load.
         """
+        import torch
+
         self._device = device.torch_device(spec.device)
+        self._on_cuda = self._device.startswith("cuda")
+        self._bfloat16 = uses_bfloat16(spec.dtype, self._device)
         files = sam2_model.find(spec)
-        self._predictor = sam2_model.load(files, self._device)
+        self._model = sam2_model.load(files, self._device).model
+        self._compiled = spec.compile
+        if spec.compile:
+            encoder = self._model.image_encoder
+            encoder.forward = torch.compile(encoder.forward)
         self._name = spec.model if spec.model in sam2_model.HUB else files.checkpoint.name
-        self._size: int = self._predictor.model.image_size
+        self._size: int = self._model.image_size
+        self._cache: EmbeddingCache | None = None
+        if embeddings is not None:
+            self._cache = EmbeddingCache(embeddings, f"{_files_identity(files)} {self._precision}")
+
+    @property
+    def _precision(self) -> str:
+        return "bfloat16" if self._bfloat16 else "float32"
 
     def describe(self) -> str:
         """Model, size of its input, device and precision."""
-        precision = "bfloat16" if self._device.startswith("cuda") else "float32"
-        return f"sam2 {self._name} at {self._size}×{self._size} on {self._device}, {precision}"
+        compiled = ", compiled" if self._compiled else ""
+        return (
+            f"sam2 {self._name} at {self._size}×{self._size} on {self._device}, "
+            f"{self._precision}{compiled}"
+        )
 
     def prepare(self, image: Image) -> Prepared:
         """The image resized to the model's square input; quick, and safe to call in threads.
@@ -91,152 +152,157 @@ class Sam2Segmenter:
         small = (min(width, size), min(height, size))
         shrunk = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
         square = cv2.resize(shrunk, (size, size), interpolation=cv2.INTER_LINEAR)
-        return Prepared(square, height, width)
+        if self._cache is None:
+            return Prepared(square, height, width)
+        key = self._cache.key(square)
+        return Prepared(square, height, width, key, self._cache.read(key))
 
     def segment(
         self, prepared: Sequence[Prepared], faces: Sequence[Sequence[Face]], region: Region
-    ) -> list[list[BoolMask]]:
-        """For each image, one mask for each of its faces, as large as the original image.
+    ) -> list[Answer]:
+        """For each image, the logits of one mask for each of its faces.
 
-        All images with faces go through the encoder in one batch, all faces of an image through
-        the decoder at once. Raises OutOfMemory where the batch was too large for the device.
+        All images with faces go through the encoder in one batch (those whose features are known
+        do not), all their faces through the decoder together. Raises OutOfMemory where the batch
+        was too large for the device.
         """
-        found: list[list[BoolMask]] = [[] for _ in prepared]
+        answers = [Answer([]) for _ in prepared]
         wanted = [i for i, of_image in enumerate(faces) if of_image]
         if not wanted:
-            return found
-        prompts = [[_prompt(face, region, prepared[i]) for face in faces[i]] for i in wanted]
+            return answers
+        prompts = [
+            prompt_for(face, region, prepared[i].height, prepared[i].width)
+            for i in wanted
+            for face in faces[i]
+        ]
+        owners = [row for row, i in enumerate(wanted) for _ in faces[i]]
         with self._running():
-            self._predictor.set_image_batch([prepared[i].square for i in wanted])
-            chosen = self._choose(prompts, region)
-        for i, of_image in zip(wanted, chosen, strict=True):
-            size = (prepared[i].width, prepared[i].height)
-            # Interpolating logits before the threshold gives smoother edges than the reverse.
-            found[i] = [
-                cv2.resize(logits, size, interpolation=cv2.INTER_LINEAR) > 0 for logits in of_image
-            ]
-        return found
+            features, new = self._features([prepared[i] for i in wanted])
+            for row, i in enumerate(wanted):
+                answers[i] = Answer([], new[row])
+            found = self._decode(features, prompts, owners)
+            for prompt, owner, (logits, scores) in zip(prompts, owners, found, strict=True):
+                # A copy: a view would keep the logits of the whole batch in memory.
+                best = logits[prompt.choose(logits, scores, region)].copy()
+                answers[wanted[owner]].logits.append(best)
+        return answers
 
-    def _choose(self, prompts: "list[list[_Prompt]]", region: Region) -> list[list[Logits]]:
-        """The logits of the best mask for each prompt of each image.
+    def finish(self, prepared: Prepared, answer: Answer) -> Iterator[BoolMask]:
+        """One mask a face, as large as the original image; safe to call in threads.
 
-        SAM2's single mask is the best for a face with box and landmarks. Where it is doubtful, and
-        for the larger regions, which a face's landmarks do not tell apart, the three alternatives
-        are looked at as well: their order says nothing about which of them is meant.
+        Keeps the image's features, where there is a cache. Raises DatasetError where that fails.
         """
-        chosen = []
-        doubtful = []
-        single = self._decode(prompts, multimask=False)
-        for i, (row, candidates) in enumerate(zip(prompts, single, strict=True)):
-            chosen.append([logits[0] for logits, _ in candidates])
-            for k, (prompt, (logits, scores)) in enumerate(zip(row, candidates, strict=True)):
-                if region is not Region.FACE or prompt.is_poor(logits[0], float(scores[0]), region):
-                    doubtful.append((i, k))
-        if doubtful:
-            several = self._decode(prompts, multimask=True)
-            for i, k in doubtful:
-                logits, scores = (
-                    np.concatenate(pair) for pair in zip(single[i][k], several[i][k], strict=True)
-                )
-                chosen[i][k] = logits[prompts[i][k].best(logits, scores, region)]
-        return chosen
+        if self._cache is not None and answer.new is not None:
+            self._cache.write(prepared.key, answer.new)
+        size = (prepared.width, prepared.height)
+        for logits in answer.logits:
+            # Interpolating logits before the threshold gives smoother edges than the reverse.
+            yield cv2.resize(logits, size, interpolation=cv2.INTER_LINEAR) > 0
+
+    def _features(self, prepared: list[Prepared]) -> tuple[Features, list[list[Level] | None]]:
+        """The features of all images, and for each image those that the cache lacks.
+
+        With a cache, new features are rounded to its float16 as well: masks are then the same
+        bytes whether the features came from the disk or not.
+        """
+        import torch
+
+        new: list[list[Level] | None] = [None] * len(prepared)
+        unknown = [i for i, image in enumerate(prepared) if image.known is None]
+        encoded = self._encode([prepared[i].square for i in unknown]) if unknown else []
+        if self._cache is None:
+            return encoded, new
+        rounded = [level.half().cpu().numpy() for level in encoded]
+        for k, i in enumerate(unknown):
+            new[i] = [level[k].copy() for level in rounded]
+        rows = [image.known or new[i] or [] for i, image in enumerate(prepared)]
+        stacked = [np.stack(level) for level in zip(*rows, strict=True)]
+        return [torch.from_numpy(level).to(self._device).float() for level in stacked], new
+
+    def _encode(self, squares: Sequence[Image]) -> Features:
+        """What `SAM2ImagePredictor.set_image_batch` computes, for images of the model's size.
+
+        Bytes go to the device, a quarter of what floats would be, and become floats there.
+        """
+        import torch
+
+        model, size = self._model, self._size
+        shape = (len(squares), size, size, 3)
+        batch = torch.empty(shape, dtype=torch.uint8, pin_memory=self._on_cuda)
+        np.stack(squares, out=batch.numpy())
+        pixels = batch.to(self._device, non_blocking=True).permute(0, 3, 1, 2).contiguous()
+        mean, std = (torch.tensor(v, device=self._device).view(1, 3, 1, 1) for v in (MEAN, STD))
+        normal = pixels.float().div_(255).sub_(mean).div_(std)
+        kind = "cuda" if self._on_cuda else "cpu"
+        with torch.autocast(kind, torch.bfloat16, enabled=self._bfloat16):
+            levels = model.forward_image(normal)["backbone_fpn"]
+        features = [level.float() for level in levels[-model.num_feature_levels :]]
+        if model.directly_add_no_mem_embed:
+            features[-1] = features[-1] + model.no_mem_embed.view(1, -1, 1, 1)
+        return features
 
     def _decode(
-        self, prompts: "list[list[_Prompt]]", *, multimask: bool
-    ) -> list[list[tuple[Candidates, Scores]]]:
-        """For each prompt of each image: three candidates with `multimask`, else one."""
-        size = self._size
-        _, scores, logits = self._predictor.predict_batch(
-            point_coords_batch=[np.stack([p.points for p in row]) * size for row in prompts],
-            point_labels_batch=[np.stack([p.labels for p in row]) for row in prompts],
-            box_batch=[np.stack([p.box for p in row]) * size for row in prompts],
-            multimask_output=multimask,
-        )
-        answers = []
-        for row, of_logits, of_scores in zip(prompts, logits, scores, strict=True):
-            # SAM2 leaves the axis of the prompts out where there is one.
-            by_prompt = of_logits.reshape(len(row), -1, *of_logits.shape[-2:])
-            answers.append(list(zip(by_prompt, of_scores.reshape(len(row), -1), strict=True)))
-        return answers
+        self, features: Features, prompts: Sequence[Prompt], owners: Sequence[int]
+    ) -> Iterator[tuple[Candidates, Scores]]:
+        """For each prompt its candidates; `owners` are the prompts' rows in the features.
+
+        What `SAM2ImagePredictor.predict_batch` computes image by image, once for a single mask and
+        once for three, at the first go for all.
+        """
+        import torch
+
+        decoder, encoder = self._model.sam_mask_decoder, self._model.sam_prompt_encoder
+        for start in range(0, len(prompts), MAX_PROMPTS):
+            some = prompts[start : start + MAX_PROMPTS]
+            rows = torch.tensor(owners[start : start + MAX_PROMPTS], device=self._device)
+            points = np.stack([p.points for p in some]) * self._size
+            labels = np.stack([p.labels for p in some])
+            sparse, dense = encoder(
+                points=(
+                    torch.tensor(points, dtype=torch.float32, device=self._device),
+                    torch.tensor(labels, dtype=torch.int32, device=self._device),
+                ),
+                boxes=None,
+                masks=None,
+            )
+            *fine, coarse = (level[rows] for level in features)
+            logits, scores, _, _ = decoder.predict_masks(
+                image_embeddings=coarse,
+                image_pe=encoder.get_dense_pe(),
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense,
+                repeat_image=False,
+                high_res_features=fine,
+            )
+            if decoder.dynamic_multimask_via_stability:
+                single = decoder._dynamic_multimask_via_stability(logits, scores)
+                logits = torch.cat([single[0], logits[:, 1:]], dim=1)
+                scores = torch.cat([single[1], scores[:, 1:]], dim=1)
+            # One copy from the device for all prompts: each copy waits for the device.
+            yield from zip(
+                logits.clamp(-32, 32).float().cpu().numpy(),
+                scores.float().cpu().numpy(),
+                strict=True,
+            )
 
     @contextlib.contextmanager
     def _running(self) -> Iterator[None]:
-        """Inference mode and precision; names a lack of memory; drops the batch's features."""
+        """Inference mode; names a lack of memory, and of a compiler."""
         import torch
 
-        on_cuda = self._device.startswith("cuda")
         try:
-            with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16, enabled=on_cuda):
+            with torch.inference_mode():
                 yield
         except RuntimeError as error:
-            if not _is_out_of_memory(error):
-                raise
-            raise OutOfMemory(f"{self._device} ran out of memory in SAM2: {error}") from error
-        finally:
-            self._predictor.reset_predictor()
-
-
-@dataclass(frozen=True, slots=True)
-class _Prompt:
-    """One face, and what SAM2 is told about it in shares of the image's size."""
-
-    face: Face
-    height: int
-    """Of the image, in pixels."""
-    width: int
-    box: Float[np.ndarray, "4"]
-    """x0, y0, x1, y1."""
-    points: Float[np.ndarray, "points 2"]
-    """x, y. Their number depends on the region only: an image's prompts go into one array."""
-    labels: Int[np.ndarray, "points"]
-    """1 = inside the mask, -1 = no point."""
-
-    def is_poor(self, logits: Logits, score: float, region: Region) -> bool:
-        """Whether the mask with these logits and predicted IoU is worth a second look."""
-        if score < POOR_IOU:
-            return True
-        scale = self._scale(logits)
-        return bool(masks.agreement(logits > 0, self.face, region, scale=scale) < POOR_AGREEMENT)
-
-    def best(self, logits: Candidates, scores: Scores, region: Region) -> int:
-        """Index of the best candidate."""
-        return masks.choose(
-            list(logits > 0), scores.tolist(), self.face, region, scale=self._scale(logits)
-        )
-
-    def _scale(self, logits: Logits | Candidates) -> tuple[float, float]:
-        height, width = logits.shape[-2:]
-        return width / self.width, height / self.height
-
-
-def _prompt(face: Face, region: Region, image: Prepared) -> _Prompt:
-    """The region's box, and positive points on the face.
-
-    For face and head the points are the landmarks; for a person, the middle of the face alone, as
-    five points on a face would be a strong hint at the face. Points outside the image do not count.
-    """
-    if region is Region.PERSON:
-        points = [face.landmarks[2] if face.landmarks else face.centre]
-    else:
-        points = list(face.landmarks or _five_inside(face))
-    shares = np.array(points) / (image.width, image.height)
-    visible = ((shares >= 0) & (shares <= 1)).all(axis=1)
-    box = masks.region_box(face, region, image.height, image.width)
-    return _Prompt(
-        face,
-        image.height,
-        image.width,
-        np.array(box) / (image.width, image.height, image.width, image.height),
-        shares,
-        np.where(visible, 1, -1),
-    )
-
-
-def _five_inside(face: Face) -> list[Point]:
-    """Five points well inside a face whose landmarks are not known."""
-    x0, y0 = face.box[:2]
-    shares = ((0.5, 0.55), (0.38, 0.45), (0.62, 0.45), (0.42, 0.7), (0.58, 0.7))
-    return [(x0 + x * face.width, y0 + y * face.height) for x, y in shares]
+            if _is_out_of_memory(error):
+                raise OutOfMemory(f"{self._device} ran out of memory in SAM2: {error}") from error
+            if self._compiled and isinstance(error, torch._dynamo.exc.TorchDynamoException):
+                reason = str(error).strip().splitlines()[0]
+                raise BackendError(
+                    f"torch cannot compile SAM2's encoder here: {reason}. It needs a C++ compiler, "
+                    "and Triton on CUDA; or leave --compile out"
+                ) from error
+            raise
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

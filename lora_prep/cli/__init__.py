@@ -1,6 +1,9 @@
 """The command line: one file a command, imported when it is called."""
 
 import importlib
+import signal
+import sys
+import traceback
 import warnings
 from typing import Any
 
@@ -8,6 +11,9 @@ import click
 
 from lora_prep import __version__
 from lora_prep.errors import LoraPrepError
+
+BUG = 70
+"""Exit code for an error that nobody expected (EX_SOFTWARE of sysexits.h)."""
 
 COMMANDS = ("init", "normalize", "detect", "masks", "validate", "models", "doctor")
 
@@ -45,12 +51,22 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except LoraPrepError as error:
             raise Failure(printable(str(error))) from error
+        except KeyboardInterrupt:
+            click.echo("\nstopped; run the same command again to go on", err=True)
+            sys.exit(128 + signal.SIGINT)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except Exception:
+            traceback.print_exc()
+            click.echo("\nThis is a bug in lora-prep; the lines above say where.", err=True)
+            sys.exit(BUG)
 
 
 @click.group(
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 all well, 1 some items failed or issues were found, 2 wrong usage.",
+    epilog="Exit codes: 0 all well, 1 some items failed or issues were found, 2 wrong usage, "
+    "70 a bug, 130 interrupted.",
 )
 @click.version_option(__version__, prog_name="lora-prep")
 def main() -> None:

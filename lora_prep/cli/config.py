@@ -111,7 +111,7 @@ def find_config(start: Path) -> Config:
     """The nearest configuration from a folder upwards, or an empty one."""
     folder = Path(os.path.abspath(start))  # noqa: PTH100 keeps links
     for place in (folder, *folder.parents):
-        if (place / FILE_NAME).is_file():
+        if os.path.isfile(place / FILE_NAME):  # noqa: PTH113 False where it may not be looked for
             return read_config(place / FILE_NAME)
     return Config()
 

@@ -1,5 +1,7 @@
 """`lora-prep masks`."""
 
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,7 @@ Examples:
     type=click.Choice(["largest", "all", "center"]),
     default="largest",
     show_default=True,
-    help="Which faces of an image with several.",
+    help="Which faces of an image with several; largest = by area times confidence.",
 )
 @click.option(
     "--min-face",
@@ -82,6 +84,24 @@ Examples:
 )
 @click.option("--sam2-config", metavar="FILE", help="sam2: the YAML file of a checkpoint file.")
 @click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    help="sam2: precision; auto = bfloat16 where the device has instructions for it.  "
+    "[default: auto]",
+)
+@click.option(
+    "--compile",
+    is_flag=True,
+    help="sam2: compile the image encoder first. Takes minutes: for thousands of images on CUDA; "
+    "of little use on the CPU.",
+)
+@click.option(
+    "--cache-embeddings",
+    is_flag=True,
+    help="sam2: keep what the encoder makes of each image (8.4 MB) below .lora-prep/embeddings, so "
+    "that another --region, --faces or a later command takes a fraction of the time.",
+)
+@click.option(
     "--batch-size",
     type=click.IntRange(1),
     help="Images a batch of the segmenter.  [default: 1 on the CPU, 8 on CUDA]",
@@ -98,6 +118,7 @@ def command(
     erode: str,
     feather: str,
     overlay: Path | None,
+    cache_embeddings: bool,
     batch_size: int | None,
     force: bool,
     dry_run: bool,
@@ -113,7 +134,7 @@ def command(
     large as the image under the same name. Masks that are up to date are not made again; masks
     that you drew or edited are left alone.
     """
-    from lora_prep.backends import default_batch_size, detector_identity, segmenter_identity
+    from lora_prep.backends import default_batch_size
     from lora_prep.cli.console import Verbosity, run_stage
     from lora_prep.dataset import Dataset
     from lora_prep.masks import Margin
@@ -122,9 +143,6 @@ def command(
 
     dataset = Dataset.at(options.required(images), masks=out, recursive=recursive)
     detector, segmenter = specs(**models)
-    # A model that is not to be had is said at once, before torch is imported for the batch size.
-    detector_identity(detector)
-    segmenter_identity(segmenter)
     stage = MakeMasks(
         dataset,
         detector,
@@ -135,9 +153,13 @@ def command(
         no_face=no_face,
         erode=Margin.parse(erode),
         feather=Margin.parse(feather),
-        overlay=overlay and overlay.absolute(),
-        batch_size=batch_size or default_batch_size(segmenter),
+        overlay=overlay and Path(os.path.realpath(overlay)),
+        batch_size=batch_size or 1,
+        cache_embeddings=cache_embeddings,
     )
+    stage.settings()  # a model that is not to be had is said before torch is imported
+    if batch_size is None:
+        stage = replace(stage, batch_size=default_batch_size(segmenter))
     run_stage(
         stage,
         dataset.root,

@@ -1,5 +1,6 @@
 """`lora-prep normalize`."""
 
+import os
 from pathlib import Path
 
 import click
@@ -44,7 +45,7 @@ def command(
     from lora_prep.stages.normalize import NormalizeImages
 
     dataset = Dataset.at(photos, recursive=recursive)
-    stage = NormalizeImages(dataset, out.absolute())
+    stage = NormalizeImages(dataset, Path(os.path.abspath(out)))  # noqa: PTH100 keeps links
     run_stage(
         stage,
         stage.out.parent,

@@ -44,6 +44,8 @@ def specs(
     segmenter: Any,
     sam2_model: str | None,
     sam2_config: str | None,
+    dtype: Any,
+    compile: bool,
     **detector: Any,
 ) -> tuple[DetectorSpec, SegmenterSpec]:
     """The preset's detector and segmenter, with what the options say instead."""
@@ -52,6 +54,8 @@ def specs(
         "name": segmenter,
         "model": sam2_model,
         "config": sam2_config,
+        "dtype": dtype,
+        "compile": compile,
         "device": detector["device"],
     }
     found = replace(spec, **{name: value for name, value in given.items() if value is not None})

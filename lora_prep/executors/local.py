@@ -1,7 +1,7 @@
 """Threads around one model, in this process."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
@@ -26,7 +26,7 @@ class LocalExecutor:
 
     def __call__(
         self, stage: Stage, tasks: Iterator[Task], attempt: Attempt, stop: Stop
-    ) -> Iterator[Finished]:
+    ) -> Generator[Finished]:
         """Take the tasks through the stage, in order."""
         depth = stage.batch_size + self.threads
         before, behind = ThreadPoolExecutor(self.threads), ThreadPoolExecutor(self.threads)

@@ -15,7 +15,15 @@ from lora_prep.imageio.encode import (
     normalized,
     normalized_suffix,
 )
-from lora_prep.imageio.files import commit, make_folder, new_token, replace, sweep, write_part
+from lora_prep.imageio.files import (
+    commit,
+    discard,
+    make_folder,
+    new_token,
+    replace,
+    sweep,
+    write_part,
+)
 
 __all__ = [
     "MAX_PIXELS",
@@ -24,6 +32,7 @@ __all__ = [
     "commit",
     "decode_image",
     "decode_mask",
+    "discard",
     "encode_image",
     "encode_mask",
     "make_folder",

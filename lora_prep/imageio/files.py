@@ -104,6 +104,13 @@ def sweep(folder: Path, *, older_than: float = 3600.0) -> int:
     return swept
 
 
+def discard(folder: Path, token: str) -> None:
+    """Delete the parts that the run with this token left in a folder."""
+    with suppress(OSError):
+        for part in folder.glob(f".*.{token}.part"):
+            _remove(part)
+
+
 def _short(name: str) -> str:
     """A long name as its hash: file systems take 255 bytes, and the part's name is longer."""
     encoded = os.fsencode(name)

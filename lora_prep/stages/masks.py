@@ -2,9 +2,11 @@
 
 import hashlib
 import logging
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,11 +15,11 @@ import numpy as np
 from lora_prep import backends, imageio, masks
 from lora_prep.backends import DetectorSpec, FaceDetector, Segmenter, SegmenterSpec
 from lora_prep.dataset import Dataset
-from lora_prep.errors import ItemError, UsageError
+from lora_prep.errors import DatasetError, ItemError, UsageError
 from lora_prep.faces import FaceRecord, faces_path, read_faces
 from lora_prep.masks import Margin
 from lora_prep.stage import Item, Saved
-from lora_prep.types import BoolMask, Face, Image, Json, Mask, Region
+from lora_prep.types import Face, Image, Json, Mask, Region
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +44,12 @@ class MakeMasks:
     overlay: Path | None = None
     """Folder for preview pictures."""
     batch_size: int = 1
+    cache_embeddings: bool = False
+    """Keep sam2's image features below `.lora-prep/embeddings`, for later commands."""
 
     def __post_init__(self) -> None:
-        if self.overlay in (self.dataset.masks, self.dataset.images):
+        taken = {Path(os.path.realpath(f)) for f in (self.dataset.masks, self.dataset.images)}
+        if self.overlay and taken & {self.overlay, *self.overlay.parents}:
             raise UsageError(
                 "--overlay needs a folder of its own: trainers take every file in the image and "
                 "mask folders for an image or a mask"
@@ -100,7 +105,8 @@ class MakeMasks:
         """Load the detector and the segmenter."""
         detector = backends.detector(self.detector)
         log.info("faces: %s", detector.describe())
-        segmenter = backends.segmenter(self.segmenter)
+        embeddings = self.dataset.state / "embeddings" if self.cache_embeddings else None
+        segmenter = backends.segmenter(self.segmenter, embeddings)
         log.info("masks: %s", segmenter.describe())
         return Masking(self, detector, segmenter)
 
@@ -123,12 +129,13 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Segmented:
-    """An image with its faces and a mask for each one wanted."""
+    """An image with its faces, and what the model says about those wanted."""
 
     prepared: Prepared
     faces: Sequence[Face]
     wanted: Sequence[Face]
-    masks: Sequence[BoolMask]
+    answer: Any
+    """For `Segmenter.finish`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,10 +161,12 @@ class Masking:
             [] if isinstance(f, ItemError) else choose_faces(f, p.image, self.stage)
             for p, f in zip(batch, found, strict=True)
         ]
-        made = self.segmenter.segment([p.for_segmenter for p in batch], wanted, self.stage.region)
+        answers = self.segmenter.segment(
+            [p.for_segmenter for p in batch], wanted, self.stage.region
+        )
         return [
-            f if isinstance(f, ItemError) else Segmented(p, f, w, m)
-            for p, f, w, m in zip(batch, found, wanted, made, strict=True)
+            f if isinstance(f, ItemError) else Segmented(p, f, w, a)
+            for p, f, w, a in zip(batch, found, wanted, answers, strict=True)
         ]
 
     def save(self, item: Item, result: Segmented) -> Saved:
@@ -201,20 +210,28 @@ class Masking:
                 tuple(result.faces),
             )
             path = self.stage.face_record(item)
-            imageio.make_folder(path.parent)
-            imageio.replace(path, record.to_bytes())
+            with suppress(DatasetError):  # only a later command would save time by it
+                imageio.make_folder(path.parent)
+                _sweep(path.parent)
+                imageio.replace(path, record.to_bytes())
 
     def _finish(self, result: Segmented) -> tuple[Mask, tuple[str, ...]]:
         """One mask of all faces wanted."""
         stage, shape = self.stage, result.prepared.image.shape[:2]
         if not result.wanted:
             return np.full(shape, 255 if stage.no_face == "white" else 0, np.uint8), ()
-        parts = [masks.clean(mask) for mask in result.masks]
-        eroded = [masks.erode(part, stage.erode.radius(part)) for part in parts]
+        whole = np.zeros(shape, np.bool_)
+        found = lost = 0
+        # One face after the other: a group in a large picture is more than fits into memory.
+        for mask in self.segmenter.finish(result.prepared.for_segmenter, result.answer):
+            part = masks.clean(mask)
+            eroded = masks.erode(part, stage.erode.radius(part))
+            found += bool(part.any())
+            lost += not eroded.any()
+            whole |= eroded
         warnings = []
-        lost = sum(not part.any() for part in eroded)
-        if lost == len(eroded):
-            if not any(part.any() for part in parts):
+        if not whole.any():
+            if not found:
                 raise ItemError("the segmenter found nothing at the face", code="empty-mask")
             raise ItemError(
                 f"--erode {stage.erode} would leave nothing of the mask: give less",
@@ -222,10 +239,12 @@ class Masking:
             )
         if lost:
             warnings.append(
-                f"--erode {stage.erode} leaves nothing of {lost} of {len(eroded)} faces"
+                f"--erode {stage.erode} leaves nothing of {lost} of {len(result.wanted)} faces"
             )
-        whole = masks.union(eroded)
-        return masks.feather(whole, stage.feather.distance(whole)), tuple(warnings)
+        weights = masks.feather(whole, stage.feather.distance(whole))
+        if weights.max() < 255:
+            warnings.append(f"--feather {stage.feather} leaves no pixel its full weight")
+        return weights, tuple(warnings)
 
     def _no_face(self, faces: Sequence[Face]) -> str:
         if faces:
@@ -238,6 +257,12 @@ class Masking:
             f"no face was found by {self.stage.detector.name}: take the image out, or say what to "
             "do with it (--no-face skip, white or black)"
         )
+
+
+@cache
+def _sweep(folder: Path) -> None:
+    """Once a folder and process, delete what killed runs left."""
+    imageio.sweep(folder)
 
 
 def choose_faces(faces: Sequence[Face], image: Image, stage: MakeMasks) -> list[Face]:

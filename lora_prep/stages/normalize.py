@@ -1,10 +1,8 @@
 """Copies of images that every trainer reads alike."""
 
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from lora_prep import imageio
@@ -23,9 +21,10 @@ class NormalizeImages:
     batch_size: int = 1
 
     def __post_init__(self) -> None:
-        if self.out == self.dataset.images:
+        images, out = Path(os.path.realpath(self.dataset.images)), Path(os.path.realpath(self.out))
+        if out == images:
             raise UsageError("images are never changed in place: give another folder with --out")
-        if self.dataset.recursive and self.dataset.images in self.out.parents:
+        if self.dataset.recursive and images in out.parents:
             raise UsageError("--out lies in the image folder, which --recursive would read again")
 
     @property
@@ -48,14 +47,14 @@ class NormalizeImages:
             if sample.caption.is_file():
                 inputs.append(sample.caption)
                 outputs.append(copy.with_suffix(sample.caption.suffix))
-            problem = None
-            if self._copies[copy] > 1:
-                problem = ItemError(
-                    f"another image would be copied to {copy.name}, too: rename one of them",
-                    code="shared-name",
-                )
+            others = self.dataset.sharers(sample)
+            problem = others and ItemError(
+                f"{sample.name} and {', '.join(others)} would share a mask and a caption: rename "
+                "or remove all but one of them",
+                code="shared-stem",
+            )
             key = Path(os.path.relpath(sample.image, self.out.parent)).as_posix()
-            yield Item(key, tuple(inputs), tuple(outputs), problem)
+            yield Item(key, tuple(inputs), tuple(outputs), problem or None)
 
     def open(self) -> "Normalizing":
         """There is no model to load."""
@@ -64,10 +63,6 @@ class NormalizeImages:
     def _copy(self, sample: Sample) -> Path:
         name = PurePosixPath(sample.name)
         return self.out / name.with_suffix(imageio.normalized_suffix(name.suffix))
-
-    @cached_property
-    def _copies(self) -> Counter[Path]:
-        return Counter(self._copy(sample) for sample in self.dataset)
 
 
 @dataclass(frozen=True, slots=True)

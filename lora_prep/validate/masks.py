@@ -37,7 +37,8 @@ def unreadable(pair: Pair) -> Findings:
     "Mask of another size than the image",
     reason="diffusion-pipe and kohya stop, kohya in the middle of the training; ai-toolkit and "
     "OneTrainer stretch the mask without a word.",
-    fix="make it anew with `lora-prep masks --force`; turned images: `lora-prep normalize` first",
+    fix="delete it and make it anew with `lora-prep masks`; turned images: `lora-prep normalize` "
+    "first",
 )
 def wrong_size(pair: Pair) -> Findings:
     """Sizes as displayed, EXIF orientation applied."""
@@ -84,7 +85,7 @@ def labels(pair: Pair) -> Findings:
     "Mask that is black",
     reason="nothing is trained; where it is alone in a batch, ai-toolkit divides by zero and the "
     "loss is NaN.",
-    fix="make it anew with `lora-prep masks --force`, draw it, or take the image out",
+    fix="delete it and make it anew with `lora-prep masks`, draw it, or take the image out",
 )
 def black(pair: Pair) -> Findings:
     """Less white than one element of the latents, which is 8 × 8 pixels."""
@@ -99,7 +100,7 @@ def black(pair: Pair) -> Findings:
     "M006",
     "Mask that is white",
     reason="it masks nothing: the background is learned as much as the face.",
-    fix="make it anew with `lora-prep masks --force`, unless that is meant",
+    fix="delete it and make it anew with `lora-prep masks`, unless that is meant",
 )
 def white(pair: Pair) -> Findings:
     """Every pixel is 255."""

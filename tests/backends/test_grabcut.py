@@ -25,8 +25,9 @@ def truth(person, region: Region) -> np.ndarray:
 
 def segment(image, faces, region=Region.FACE) -> list[np.ndarray]:
     model = GrabCutSegmenter()
-    (made,) = model.segment([model.prepare(image)], [faces], region)
-    return made
+    prepared = model.prepare(image)
+    (answer,) = model.segment([prepared], [faces], region)
+    return list(model.finish(prepared, answer))
 
 
 @pytest.mark.parametrize("landmarks", [True, False])
@@ -68,7 +69,9 @@ def test_one_mask_a_face_in_order_each_as_large_as_its_image(drawn):
     left = a.people[0].face
     x0, y0, x1, y1 = b.people[0].face.box
     right = Face((x0 + 320, y0, x1 + 320, y1), 1.0)
-    made = model.segment([wide, a.image, b.image], [[left, right], [], [left]], Region.FACE)
+    images = [wide, a.image, b.image]
+    answers = model.segment(images, [[left, right], [], [left]], Region.FACE)
+    made = [list(model.finish(*pair)) for pair in zip(images, answers, strict=True)]
     assert [len(some) for some in made] == [2, 0, 1]
     assert [m.shape for some in made for m in some] == [(320, 640), (320, 640), (320, 320)]
     assert not made[0][0][:, 320:].any()

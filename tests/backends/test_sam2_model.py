@@ -82,10 +82,12 @@ class TestHub:
         weights = build_sam2(config, device="cpu").half().state_dict()
         torch.save({"model": weights}, tmp_path / filename)
         put_in_cache(hub, TINY, filename, tmp_path / filename)
-        model = Sam2Segmenter(SegmenterSpec(model=TINY, device="cpu"))
+        model = Sam2Segmenter(SegmenterSpec(model=TINY, device="cpu", dtype="float32"))
         assert model.describe() == f"sam2 {TINY} at 1024×1024 on cpu, float32"
         prepared = model.prepare(np.full((90, 120, 3), 128, np.uint8))
-        ((mask,),) = model.segment([prepared], [[Face((30.0, 20.0, 80.0, 70.0), 0.9)]], Region.FACE)
+        face = Face((30.0, 20.0, 80.0, 70.0), 0.9)
+        (answer,) = model.segment([prepared], [[face]], Region.FACE)
+        (mask,) = model.finish(prepared, answer)
         assert mask.shape == (90, 120)
 
     def test_without_a_network_it_says_what_to_do(self, hub):

@@ -1,6 +1,5 @@
 """Threads ahead of and behind the model keep the order and hold few items."""
 
-import random
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -45,7 +44,6 @@ def test_no_more_than_depth_items_are_taken_before_the_first_is_given_back():
         results = ahead(pool, lambda i: i, items(), 5)
         assert next(results) == 0
         assert len(taken) <= 5
-        random.Random(1).sample(list(results), 3)
 
 
 def test_a_step_that_raises_surfaces_at_its_place():

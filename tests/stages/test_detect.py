@@ -28,7 +28,9 @@ def test_faces_are_found_where_they_are(faces, portraits, lora_prep):
 
 def test_the_record_says_where_it_comes_from(faces, lora_prep):
     lora_prep("detect", faces, "--preset", "embedded")
-    record = FaceRecord.from_bytes((faces.parent / ".lora-prep/faces/faces/p00.png.json").read_bytes())
+    record = FaceRecord.from_bytes(
+        (faces.parent / ".lora-prep/faces/faces/p00.png.json").read_bytes()
+    )
     assert record.detector.startswith("cascade")
     assert (record.width, record.height) == (320, 320)
 

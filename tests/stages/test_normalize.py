@@ -65,8 +65,36 @@ def test_never_in_place(photos, lora_prep):
 def test_two_images_for_one_name_are_refused(photos, tmp_path, lora_prep):
     Image.open(photos / "plain.png").save(photos / "moving.png")
     result = lora_prep("normalize", photos, "--out", tmp_path / "out", code=1)
-    assert "another image would be copied to moving.png, too" in result.output
+    assert "moving.gif and moving.png would share a mask and a caption" in result.output
     assert not (tmp_path / "out" / "moving.png").exists()
+
+
+def test_never_in_place_by_another_name_for_the_folder(photos, tmp_path, lora_prep):
+    before = {p.name: p.read_bytes() for p in photos.iterdir()}
+    (tmp_path / "link").symlink_to(photos)
+    for out in (tmp_path / "link", photos / ".." / "photos"):
+        result = lora_prep("normalize", photos, "--out", out, "--force", code=2)
+        assert "never changed in place" in result.output
+    assert before == {p.name: p.read_bytes() for p in photos.iterdir()}
+
+
+def test_a_second_source_never_takes_the_place_of_the_first(photos, tmp_path, lora_prep):
+    other = tmp_path / "other"
+    other.mkdir()
+    Image.new("RGB", (30, 40), "red").save(other / "plain.png")
+    out = tmp_path / "out"
+    lora_prep("normalize", photos, "--out", out)
+    first = (out / "plain.png").read_bytes()
+    result = lora_prep("normalize", other, "--out", out, code=1)
+    assert "plain.png is already made from photos/plain.png" in result.output
+    assert (out / "plain.png").read_bytes() == first
+
+
+def test_an_empty_caption_is_fresh(photos, tmp_path, lora_prep):
+    (photos / "turned.txt").write_text("")
+    lora_prep("normalize", photos, "--out", tmp_path / "out")
+    result = lora_prep("normalize", photos, "--out", tmp_path / "out", "--json")
+    assert json.loads(result.stdout)["counts"]["fresh"] == 4
 
 
 def test_a_changed_caption_is_copied_again(photos, tmp_path, lora_prep):
