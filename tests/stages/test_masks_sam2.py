@@ -1,8 +1,7 @@
 """`lora-prep masks` with the real FaceAnalysis and the real SAM2ImagePredictor.
 
 Their weights are made here: a detector that takes red squares for faces, and a small SAM2 with
-random weights, whose masks mean nothing but go through everything. What learned weights make of
-real prompts is in tests/e2e/test_tiny_models.py.
+random weights, whose masks mean nothing but go through everything.
 """
 
 import json
@@ -131,9 +130,20 @@ def test_the_precision_is_chosen_and_told(squares, models, lora_prep):
     assert "on cpu, bfloat16" in said
 
 
-def test_a_missing_model_is_said_at_once_and_what_to_do(squares, lora_prep, tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
+def test_a_missing_model_is_said_at_once_and_what_to_do(squares, models, lora_prep, tmp_path):
+    pack = models[: models.index("--sam2-model")]
+    result = lora_prep("masks", squares, *pack, "--sam2-model", tmp_path / "nowhere.pt", code=2)
+    assert f"no file {tmp_path / 'nowhere.pt'}" in result.stderr
+    assert not (squares.parent / "masks").exists()
+
+
+def test_an_unreachable_hub_is_answered_with_what_to_do(
+    squares, models, lora_prep, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    result = lora_prep("masks", squares, "--sam2-model", tmp_path / "nowhere.pt", code=2)
-    assert "--preset embedded" in result.stderr or "nowhere.pt" in result.stderr
+    pack = models[: models.index("--sam2-model")]
+    result = lora_prep("masks", squares, *pack, "--preset", "fast", code=2)
+    assert "sam2_hiera_tiny.pt" in result.stderr
+    assert "--preset embedded" in result.stderr
     assert not (squares.parent / "masks").exists()
