@@ -1,0 +1,1 @@
+"""A SAM2 of a million parameters, trained on painted portraits: for tests without downloads."""
