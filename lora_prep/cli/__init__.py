@@ -15,7 +15,18 @@ from lora_prep.errors import LoraPrepError
 BUG = 70
 """Exit code for an error that nobody expected (EX_SOFTWARE of sysexits.h)."""
 
-COMMANDS = ("init", "normalize", "detect", "masks", "validate", "models", "doctor")
+COMMANDS = (
+    "init",
+    "normalize",
+    "detect",
+    "masks",
+    "captions",
+    "validate",
+    "status",
+    "clean",
+    "models",
+    "doctor",
+)
 
 
 def printable(text: str) -> str:

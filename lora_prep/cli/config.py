@@ -34,11 +34,13 @@ COMMAND_LINE_ONLY = (
     "force",
     "dry_run",
     "list_checks",
+    "yes",
+    "exit_code",
     "accept_license",
 )
 """Options that a file must not set: the data's place is `[dataset]`, the others are decisions."""
 
-WITHOUT_TABLE = ("init", "models", "doctor")
+WITHOUT_TABLE = ("init", "status", "clean", "models", "doctor")
 """Commands that no file configures."""
 
 KINDS: Sequence[tuple[type[Any], tuple[type, ...], str]] = (

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from lora_prep.cli.config import FILE_NAME, ConfiguredCommand, configurable
+from lora_prep.cli.config import FILE_NAME, WITHOUT_TABLE, ConfiguredCommand, configurable
 from lora_prep.cli.options import FOLDER
 from lora_prep.errors import DatasetError
 
@@ -85,7 +85,8 @@ def template() -> str:
     from lora_prep.cli import COMMANDS, main
 
     context = click.Context(main)
-    found = [main.get_command(context, name) for name in COMMANDS]
+    names = [name for name in COMMANDS if name not in WITHOUT_TABLE]
+    found = [main.get_command(context, name) for name in names]
     tables = [table(one) for one in found if isinstance(one, ConfiguredCommand)]
     return "\n".join([HEAD, *tables])
 

@@ -1,0 +1,91 @@
+"""`lora-prep status`: what is done, stale and missing."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lora_prep import imageio
+
+EMBEDDED = ("--preset", "embedded", "--min-face", "100000", "--no-face", "white")
+
+
+def table(text: str, step: str) -> dict[str, int]:
+    lines = text.splitlines()
+    head = lines[1].replace("by hand", "by-hand").split()
+    row = next(line for line in lines[2:] if line.startswith(step))
+    cells = [row[row.index(step) + len(step) :][i : i + 10] for i in range(0, 10 * len(head), 10)]
+    return {name: int(cell or 0) for name, cell in zip(head, map(str.strip, cells), strict=False)}
+
+
+def test_says_what_is_missing_before_anything_was_made(
+    faces: Path, lora_prep: Callable[..., object]
+) -> None:
+    result = lora_prep("status", faces)
+    assert "10 images, 0 captions" in result.output
+    assert table(result.output, "masks") == {"done": 0, "missing": 10}
+    assert "next: lora-prep masks" in result.output
+    lora_prep("status", faces, "--exit-code", code=1)
+
+
+def test_tells_done_stale_missing_edited_and_orphaned_apart(
+    faces: Path, lora_prep: Callable[..., object]
+) -> None:
+    lora_prep("masks", faces, *EMBEDDED)
+    lora_prep("status", faces, "--exit-code", code=0)
+    masks = faces.parent / "masks"
+    changed, edited, gone, without, new = (f"p{i:02}" for i in (0, 2, 4, 6, 8))
+    image = imageio.decode_image((faces / f"{changed}.png").read_bytes())
+    (faces / f"{changed}.png").write_bytes(imageio.encode_image(255 - image, "png"))
+    mask = imageio.decode_mask((masks / f"{edited}.png").read_bytes())
+    (masks / f"{edited}.png").write_bytes(imageio.encode_mask(255 - mask))
+    (masks / f"{gone}.png").unlink()
+    (faces / f"{without}.png").unlink()
+    (faces / "new.png").write_bytes((faces / f"{new}.png").read_bytes())
+    result = lora_prep("status", faces)
+    assert table(result.output, "masks") == {
+        "done": 6,
+        "stale": 1,
+        "missing": 2,
+        "by-hand": 1,
+        "orphaned": 1,
+    }
+    document = json.loads(lora_prep("status", faces, "--json").output)
+    (masks_step,) = (step for step in document["steps"] if step["name"] == "masks")
+    states = {item["key"]: item["state"] for item in masks_step["items"]}
+    assert states == {
+        f"faces/{changed}.png": "stale",
+        f"faces/{edited}.png": "by hand",
+        f"faces/{gone}.png": "missing",
+        f"faces/{without}.png": "orphaned",
+        "faces/new.png": "missing",
+    }
+    verbose = lora_prep("status", faces, "-v").output
+    assert f"masks  stale     faces/{changed}.png: faces/{changed}.png has changed since" in verbose
+
+
+def test_masks_of_somebody_elses_are_by_hand(faces: Path, lora_prep: Callable[..., object]) -> None:
+    masks = faces.parent / "masks"
+    masks.mkdir()
+    (masks / "p00.png").write_bytes(b"anything")
+    assert table(lora_prep("status", faces).output, "masks") == {
+        "done": 0,
+        "missing": 9,
+        "by-hand": 1,
+    }
+
+
+def test_writes_nothing(faces: Path, lora_prep: Callable[..., object]) -> None:
+    lora_prep("status", faces)
+    assert not (faces.parent / ".lora-prep").exists()
+
+
+@pytest.mark.parametrize("line", [b"", b"{}\n", b"\xff\xfe\n", b'{"key": 1, "outputs": []}\n'])
+def test_a_damaged_journal_is_passed_over(
+    line: bytes, faces: Path, lora_prep: Callable[..., object]
+) -> None:
+    state = faces.parent / ".lora-prep"
+    state.mkdir()
+    (state / "masks.jsonl").write_bytes(line)
+    lora_prep("status", faces)
