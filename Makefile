@@ -13,7 +13,7 @@ PRESET ?= best
 FLAGS  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench docs masks validate clean FORCE
+.PHONY: help install demo test check bench docs all masks embed augment priors validate clean FORCE
 
 help:
 	@echo 'make demo               masks for real photographs that installed packages carry'
@@ -22,7 +22,11 @@ help:
 	@echo 'make bench              every number that the documents quote'
 	@echo 'make docs               the pages under docs/commands'
 	@echo 'make masks DATA=dir     masks of dir/faces in dir/masks  (PRESET=best|fast|embedded, FLAGS=...)'
+	@echo 'make augment DATA=dir   variants of each pair in dir/augmented  (VARIANTS=4)'
+	@echo 'make embed DATA=dir     who is in each image: dir/embeddings.safetensors'
+	@echo "make priors DATA=dir CLASS='a person'   class images in dir/priors  (N=200, MODEL=id or folder)"
 	@echo 'make validate DATA=dir  check dir/faces against dir/masks'
+	@echo 'make all DATA=dir       all of these, in order'
 	@echo 'make clean              remove the demo and all caches, not the data'
 
 # ---------------------------------------------------------------------------- set-up
@@ -78,20 +82,45 @@ demo: install
 
 # ---------------------------------------------------------------------------- pipelines
 # DATA must not have spaces in it: make splits names there (the commands do not mind).
-# Made again when something in the image folder is newer than the last start, or in the mask folder
-# than the last end, or with other settings; an unchanged data set costs nothing.
-STATE := $(DATA)/.lora-prep
+# A step is made again when something in the folders it reads is newer than its last start, or in
+# the folder it writes newer than its last end, or with other settings; an unchanged data set costs
+# nothing. The commands themselves then redo only what has changed.
+STATE  := $(DATA)/.lora-prep
 IMAGES := $(firstword $(wildcard $(DATA)/faces $(DATA)/images) $(DATA))
-MADE  := $(STATE)/made-masks-$(shell echo '$(PRESET) $(FLAGS)' | cksum | tr ' ' '-')
-newer = $(shell test -e '$(1)' && find -L '$(2)' -newer '$(1)' -print -quit 2>/dev/null || echo new)
+CLASS  ?=
+N      ?= 200
+MODEL  ?=
+VARIANTS ?= 4
 
-masks: $(MADE)
-$(MADE): $(if $(call newer,$(MADE).start,$(IMAGES))$(call newer,$(MADE),$(DATA)/masks),FORCE) | install
-	@mkdir -p '$(STATE)' && touch '$(STATE)/starting'
-	$(BIN)/lora-prep masks '$(DATA)' --preset $(PRESET) $(FLAGS)
-	@rm -f '$(STATE)'/made-masks-* && mv '$(STATE)/starting' '$(MADE).start' && touch '$(MADE)'
+newer = $(shell test -e '$(1)' && find -L $(2) -newer '$(1)' -print -quit 2>/dev/null || echo new)
+stamp = $(STATE)/made-$(1)-$(shell echo '$(2)' | cksum | tr ' ' '-')
+
+# $(call step,name,arguments,folders it reads,what it writes,steps before it)
+define step
+STAMP_$(1) := $$(call stamp,$(1),$(2))
+$(1): $$(STAMP_$(1))
+$$(STAMP_$(1)): $$(if $$(call newer,$$(STAMP_$(1)).start,$(3))$$(call newer,$$(STAMP_$(1)),$(4)),FORCE) $(5) | install
+	@mkdir -p '$(STATE)' && touch '$(STATE)/starting-$(1)'
+	$(BIN)/lora-prep $(1) $(2)
+	@rm -f '$(STATE)'/made-$(1)-* && mv '$(STATE)/starting-$(1)' '$$@.start' && touch '$$@'
+endef
+
+MASKED = $(call stamp,masks,'$(DATA)' --preset $(PRESET) $(FLAGS))
+$(eval $(call step,masks,'$(DATA)' --preset $(PRESET) $(FLAGS),'$(IMAGES)','$(DATA)/masks',))
+$(eval $(call step,embed,'$(DATA)' --preset $(PRESET),'$(IMAGES)','$(DATA)/embeddings.safetensors',))
+$(eval $(call step,augment,'$(DATA)' -n $(VARIANTS),'$(IMAGES)' '$(DATA)/masks','$(DATA)/augmented',$(MASKED)))
+ifneq ($(CLASS),)
+$(eval $(call step,priors,'$(DATA)' --class '$(CLASS)' -n $(N) $(if $(MODEL),--model '$(MODEL)'),'$(STATE)','$(DATA)/priors',))
+else
+priors:
+	@echo "make priors wants CLASS, as in: make priors DATA=$(DATA) CLASS='a person'"; exit 2
+endif
 
 validate: install
+	$(BIN)/lora-prep validate '$(DATA)'
+
+# Everything, in order: masks, embeddings, augmented pairs, class images with CLASS, and the checks.
+all: masks $(if $(filter embedded,$(PRESET)),,embed) augment $(if $(CLASS),priors)
 	$(BIN)/lora-prep validate '$(DATA)'
 
 FORCE:

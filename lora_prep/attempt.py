@@ -3,8 +3,10 @@
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic
@@ -50,6 +52,8 @@ class Finished:
     """Part file, final path, and hash of what was at the final path when the item was checked."""
     news: bool = True
     """Whether the journal does not have the entry yet."""
+    superseded: tuple[tuple[Path, str], ...] = ()
+    """Files of ours under names that the item no longer has, and their hashes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,28 @@ class Attempt:
         self.force = force
         self.token = imageio.new_token()
         self._settings = _digest(dict(stage.settings()))
+
+    def twin(self) -> "Attempt":
+        """The same for another worker: no part file of one has the name of another's.
+
+        So what a worker still writes that was given up for dead harms nobody.
+        """
+        twin = copy(self)
+        twin.token = f"{self._family}-{secrets.token_hex(4)}"
+        return twin
+
+    @property
+    def _family(self) -> str:
+        """What the tokens of all twins begin with: host and process of the driver."""
+        return self.token.rpartition("-")[0]
+
+    def discard(self, folder: Path) -> None:
+        """Delete the parts in a folder that this attempt and its twins have left."""
+        imageio.discard(folder, f"{self._family}-*")
+
+    def suits(self, entry: Entry) -> bool:
+        """Whether an entry was made with these settings."""
+        return entry.fingerprint == self._fingerprint(entry.inputs)
 
     def check(self, task: Task) -> Checked[Any] | Finished:
         """Compare an item with the journal; read its inputs where there is work to do."""
@@ -131,7 +157,8 @@ class Attempt:
             )
         outputs: dict[str, Stamp] = {}
         parts: list[tuple[Path, Path, str]] = []
-        for path in item.outputs:
+        paths = tuple(saved.files) if item.folder else item.outputs
+        for path in paths:
             data = saved.files[path]
             imageio.make_folder(path.parent)
             part = imageio.write_part(path, data, token=self.token)
@@ -139,16 +166,22 @@ class Attempt:
             replaces = path if existing and existing.ours else None
             outputs[self.relative(path)] = Stamp.of_output(data, part, replaces)
             parts.append((part, path, existing.sha256 if existing else ""))
+        earlier = {} if item.folder else _written(checked.task.previous)
         entry = Entry(
             item.key,
             Status.DONE,
             self._fingerprint(checked.inputs),
             checked.inputs,
-            {**_written(checked.task.previous), **outputs},
+            {**earlier, **outputs},
             info=saved.info,
             warnings=saved.warnings,
         )
-        return Finished(item, entry, Status.DONE, tuple(parts))
+        superseded = tuple(
+            (path, existing.sha256)
+            for path, existing in checked.found.items()
+            if item.folder and existing.ours and path not in paths
+        )
+        return Finished(item, entry, Status.DONE, tuple(parts), superseded=superseded)
 
     def failed(self, task: Task, error: ItemError, checked: Checked[Any] | None = None) -> Finished:
         """The end of an item that cannot be worked on."""

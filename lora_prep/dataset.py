@@ -3,6 +3,7 @@
     data/
       faces/        the images, with their .txt captions; never modified
       masks/        img001.png for faces/img001.jpg
+      embeddings.safetensors
       .lora-prep/   journals and detected faces
 
 The root is the folder that holds the masks. Keys and recorded paths are relative to it, so a data
@@ -28,6 +29,7 @@ IMAGE_FOLDERS = ("faces", "images")
 """Where the images of a data set are looked for when its root is given."""
 
 CAPTION_SUFFIX = ".txt"
+EMBEDDINGS = "embeddings.safetensors"
 STATE_FOLDER = ".lora-prep"
 
 
@@ -92,6 +94,11 @@ class Dataset:
     def key(self, path: Path) -> str:
         """`path` relative to the root, with forward slashes; may start with `..`."""
         return Path(os.path.relpath(path, self.root)).as_posix()
+
+    @property
+    def embeddings(self) -> Path:
+        """Where `lora-prep embed` writes who is in the images: beside them."""
+        return self.images.parent / EMBEDDINGS
 
     @property
     def state(self) -> Path:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_prep.dataset import Dataset, Sample
-from lora_prep.types import Face
+from lora_prep.types import Face, Json
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class FaceRecord:
             "sha256": self.sha256,
             "width": self.width,
             "height": self.height,
-            "faces": [face.to_json() for face in self.faces],
+            "faces": [_exact(face) for face in self.faces],
         }
         return json.dumps(value).encode() + b"\n"
 
@@ -50,6 +50,11 @@ class FaceRecord:
             int(value["height"]),
             tuple(Face.from_json(face) for face in value["faces"]),
         )
+
+
+def _exact(face: Face) -> Json:
+    """A face as JSON, unrounded: a recogniser's answer hangs on hundredths of a pixel."""
+    return {"box": face.box, "score": face.score, "landmarks": face.landmarks}
 
 
 def faces_path(dataset: Dataset, sample: Sample) -> Path:

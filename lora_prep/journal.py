@@ -134,12 +134,16 @@ class Journal:
     """The journal of one stage on one data set: an append-only file of entries, the last one wins.
 
     Only the offset of each entry is held in memory; entries are read back when asked for. A journal
-    that is opened `read_only` (it has to exist) may be written by another process meanwhile.
+    that is opened `read_only` (it has to exist) may be written by another process meanwhile. What
+    is not in it is asked of `base`, where one is given: what was done before this one was begun.
     """
 
-    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+    def __init__(
+        self, path: Path, *, read_only: bool = False, base: "Journal | None" = None
+    ) -> None:
         self.path = path
         self._read_only = read_only
+        self._base = base
         if not read_only:
             imageio.make_folder(path.parent)
         with self._writing():
@@ -158,6 +162,10 @@ class Journal:
         """The last entry of each item, in the order in which the items were first done."""
         return (self._read(offset) for offset in list(self._offsets.values()))
 
+    def __contains__(self, key: str) -> bool:
+        """Whether an item has an entry here, whatever the base has."""
+        return key in self._offsets
+
     def __enter__(self) -> "Journal":
         return self
 
@@ -172,13 +180,19 @@ class Journal:
     def get(self, key: str) -> Entry | None:
         """The last entry of an item."""
         offset = self._offsets.get(key)
-        return None if offset is None else self._read(offset)
+        if offset is None:
+            return self._base.get(key) if self._base else None
+        return self._read(offset)
 
     def writers(self, key: str, outputs: Iterable[str]) -> dict[str, Entry]:
         """The entries of other items that last wrote to these paths, relative to the root."""
-        others = ((path, self._writers.get(path, key)) for path in outputs)
-        entries = ((path, self.get(other)) for path, other in others if other != key)
+        others = ((path, self._writer(path)) for path in outputs)
+        entries = ((path, self.get(other)) for path, other in others if other and other != key)
         return {path: entry for path, entry in entries if entry}
+
+    def _writer(self, path: str) -> str | None:
+        """The key of the item that last wrote to a path."""
+        return self._writers.get(path) or (self._base._writer(path) if self._base else None)
 
     def _note(self, entry: Entry, offset: int) -> None:
         self._offsets[entry.key] = offset
@@ -258,10 +272,11 @@ class Journal:
 
 
 @contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
+def exclusive(folder: Path, *, shared: bool = False) -> Iterator[None]:
     """Hold a folder for this process; the lock ends with the process, however it ends.
 
-    Raises DatasetError where another process holds it. File systems without locks are not locked.
+    `shared`: together with others that hold it so. Raises DatasetError where another process holds
+    it otherwise. File systems without locks are not locked.
     """
     imageio.make_folder(folder)
     try:
@@ -272,7 +287,8 @@ def exclusive(folder: Path) -> Iterator[None]:
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            fcntl.flock(handle, kind | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise DatasetError(
                 f"another lora-prep is working on {folder.parent}; wait until it has finished"

@@ -17,9 +17,9 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -27,13 +27,14 @@ from lora_prep import imageio
 from lora_prep.attempt import Attempt, Finished, Task
 from lora_prep.dataset import STATE_FOLDER
 from lora_prep.journal import Journal, exclusive, hash_file
+from lora_prep.shards import ShardOf, journal_path, refuse_unmerged
 from lora_prep.stage import Item, Stage
 from lora_prep.types import Outcome, Status
 
 
 @runtime_checkable
 class Executor(Protocol):
-    """Takes tasks through check, load, compute and save, and gives them back in order."""
+    """Takes tasks through check, load, compute and save, and gives them back in any order."""
 
     def __call__(
         self, stage: Stage, tasks: Iterator[Task], attempt: Attempt, stop: "Stop"
@@ -87,16 +88,15 @@ def run(
 ) -> Report:
     """Bring every item of a stage up to date.
 
-    `observe` is called in the driver with each outcome, in order. Failures of items are in the
+    `stage` may be a `ShardOf` one: several of those can run at once on a data set. `observe` is
+    called in the driver with each outcome, in the executor's order. Failures of items are in the
     report; raises DatasetError where the data set is in use or its folders cannot be written, and
     BackendError where the model is not to be had. An interrupted run returns a report, too.
     """
     report = Report(stage.name, len(stage))
     started = time.monotonic()
-    state = root / STATE_FOLDER
     with (
-        exclusive(state),
-        Journal(state / f"{stage.name}.jsonl") as journal,
+        _journal(stage, root) as journal,
         interruptible() as stop,
     ):
         attempt = Attempt(stage, root, force=force)
@@ -111,7 +111,7 @@ def run(
                         observe(outcome)
         finally:
             for folder in folders:
-                imageio.discard(folder, attempt.token)
+                attempt.discard(folder)
     report.signal = stop.signal
     report.seconds = time.monotonic() - started
     return report
@@ -123,14 +123,43 @@ def plan(stage: Stage, root: Path, *, force: bool = False) -> Iterator[Outcome]:
     Writes nothing. Whether an item would fail in the model is not known beforehand.
     """
     attempt = Attempt(stage, root, force=force)
-    path = root / STATE_FOLDER / f"{stage.name}.jsonl"
-    with Journal(path, read_only=True) if path.exists() else nullcontext() as journal:
+    with ExitStack() as stack:
+        journal = None
+        for path in (journal_path(root, stage.name), *_shard_journal(stage, root)):
+            if path.exists():
+                journal = stack.enter_context(Journal(path, read_only=True, base=journal))
         for item in stage.items():
             match attempt.check(_task(item, journal, attempt)):
                 case Finished() as finished:
                     yield _outcome(finished)
                 case _:
                     yield Outcome(item.key, Status.DONE)
+
+
+@contextmanager
+def _journal(stage: Stage, root: Path) -> Iterator[Journal]:
+    """The journal to write to, with the locks that it needs.
+
+    A shard shares the data set with other shards, and only reads the stage's journal.
+    """
+    main = journal_path(root, stage.name)
+    if not isinstance(stage, ShardOf):
+        with exclusive(root / STATE_FOLDER):
+            refuse_unmerged(root, stage.name)
+            with Journal(main) as journal:
+                yield journal
+        return
+    with (
+        exclusive(root / STATE_FOLDER, shared=True),
+        exclusive(stage.journal.parent),
+        Journal(main, read_only=True) if main.exists() else nullcontext() as base,
+        Journal(stage.journal, base=base) as journal,
+    ):
+        yield journal
+
+
+def _shard_journal(stage: Stage, root: Path) -> Sequence[Path]:
+    return (stage.journal,) if isinstance(stage, ShardOf) else ()
 
 
 class Stop:
@@ -172,8 +201,11 @@ def interruptible() -> Iterator[Stop]:
 def _task(item: Item, journal: Journal | None, attempt: Attempt) -> Task:
     if journal is None:
         return Task(item, None)
+    previous = journal.get(item.key)
+    if item.folder and previous:
+        item = replace(item, outputs=tuple(attempt.root / path for path in previous.outputs))
     outputs = [attempt.relative(path) for path in item.outputs]
-    return Task(item, journal.get(item.key), journal.writers(item.key, outputs))
+    return Task(item, previous, journal.writers(item.key, outputs))
 
 
 def _tasks(
@@ -183,7 +215,8 @@ def _tasks(
     for item in stage.items():
         if stop:
             return
-        for folder in {path.parent for path in item.outputs} - folders:
+        places = {item.folder} if item.folder else {path.parent for path in item.outputs}
+        for folder in places - folders:
             imageio.sweep(folder)
             folders.add(folder)
         yield _task(item, journal, attempt)
@@ -197,7 +230,11 @@ def _commit(finished: Finished, journal: Journal) -> Outcome:
                 part.unlink(missing_ok=True)
             message = f"{path.name} was changed by somebody else during the run: left as it is"
             return Outcome(finished.item.key, Status.KEPT, code="kept", message=message)
-    if finished.news:
+    for path, before in finished.superseded:
+        # First, so that death in between leaves an item without its file, and never with two.
+        if path.exists() and hash_file(path) == before:
+            path.unlink()
+    if finished.news or finished.entry.key not in journal:  # known from before this shard
         journal.append(finished.entry)
     for part, path, _ in finished.parts:
         imageio.commit(part, path)

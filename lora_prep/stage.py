@@ -20,14 +20,20 @@ class Item:
     """Stable name: the first input's path relative to the data set's root."""
     inputs: tuple[Path, ...]
     outputs: tuple[Path, ...]
-    """All files that a finished item has."""
+    """All files that a finished item has; for one with a `folder`, the runner knows them."""
     problem: ItemError | None = None
     """Why it cannot be worked on, where the stage knows that beforehand."""
+    folder: Path | None = None
+    """Where its files go, if their names depend on what is in them: then `Saved` decides on them,
+    the journal remembers, and files of ours under an earlier name give way to the new ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """What a stage made of an item: the content of each of its outputs, or the reason for none."""
+    """What a stage made of an item: the content of each of its outputs, or the reason for none.
+
+    For an item with a `folder`: of files in it, by names that no other item has.
+    """
 
     files: Mapping[Path, bytes] = field(default_factory=dict)
     info: dict[str, Json] | None = None

@@ -5,6 +5,8 @@ import signal
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -12,14 +14,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lora_prep.attempt import Attempt
-from lora_prep.errors import DatasetError
+from lora_prep.errors import DatasetError, ItemError
 from lora_prep.executors.local import LocalExecutor
 from lora_prep.imageio import new_token
 from lora_prep.journal import Journal, exclusive
 from lora_prep.run import Report, plan, run
-from lora_prep.stage import Item
+from lora_prep.stage import Item, Saved
 from lora_prep.types import Outcome, Status
-from tests.fakes.shout import Shout
+from tests.fakes.shout import Shout, Shouting
 
 
 def write(root: Path, **texts: str) -> None:
@@ -485,3 +487,69 @@ def test_nothing_is_left_behind_by_an_error(tmp_path):
     with pytest.raises(ZeroDivisionError):
         shout(tmp_path)
     assert not list(tmp_path.rglob("*.part"))
+
+
+@dataclass(frozen=True)
+class ShoutByContent(Shout):
+    """`in/x.txt` to `out/x-<TEXT>.txt`: the names depend on what is made."""
+
+    def items(self) -> Iterator[Item]:
+        for item in super().items():
+            yield Item(item.key, item.inputs, (), folder=self.root / "out")
+
+    def open(self) -> "ShoutingByContent":
+        self.calls.opened += 1
+        return ShoutingByContent(Shouting(replace(self, more_outputs=())), self)
+
+
+@dataclass(frozen=True)
+class ShoutingByContent:
+    inner: Shouting
+    stage: ShoutByContent
+
+    def load(self, item: Item, inputs: Sequence[bytes]) -> str:
+        return self.inner.load(item, inputs)
+
+    def compute(self, batch: Sequence[str]) -> Sequence[str | ItemError]:
+        return self.inner.compute(batch)
+
+    def save(self, item: Item, text: str) -> Saved:
+        name = f"{Path(item.key).stem}-{text}.txt"
+        return Saved({item.folder / name: text.encode()})
+
+
+def by_content(root: Path, *, force: bool = False, **options) -> Report:
+    return run(ShoutByContent(root, **options), root, executor=LocalExecutor(2), force=force)
+
+
+def test_names_that_depend_on_the_content_are_remembered(tmp_path):
+    write(tmp_path, a="x", b="y")
+    assert by_content(tmp_path).counts == Counter({Status.DONE: 2})
+    assert outputs(tmp_path) == {"a-X": "X", "b-Y": "Y"}
+    assert by_content(tmp_path).counts == Counter({Status.FRESH: 2})
+    (tmp_path / "out/a-X.txt").unlink()
+    assert by_content(tmp_path).counts == Counter({Status.DONE: 1, Status.FRESH: 1})
+    assert outputs(tmp_path) == {"a-X": "X", "b-Y": "Y"}
+
+
+def test_a_new_name_replaces_the_old_one_unless_it_was_edited(tmp_path):
+    write(tmp_path, a="x", b="y")
+    by_content(tmp_path)
+    (tmp_path / "out/other.txt").write_text("theirs")
+    (tmp_path / "out/b-Y.txt").write_text("edited")
+    report = by_content(tmp_path, mark="!")
+    assert report.counts == Counter({Status.DONE: 1, Status.KEPT: 1})
+    assert outputs(tmp_path) == {"a-X!": "X!", "b-Y": "edited", "other": "theirs"}
+    by_content(tmp_path, mark="?", force=True)
+    assert outputs(tmp_path) == {
+        **{"a-X?": "X?", "b-Y?": "Y?"},
+        **{"b-Y": "edited", "other": "theirs"},
+    }
+
+
+def test_another_persons_file_under_the_new_name_is_left(tmp_path):
+    write(tmp_path, a="x")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/a-X.txt").write_text("theirs")
+    assert by_content(tmp_path).counts == Counter({Status.KEPT: 1})
+    assert outputs(tmp_path) == {"a-X": "theirs"}

@@ -1,9 +1,9 @@
-"""The models that stages hold, behind two protocols: one file a model.
+"""The models that stages hold, behind three protocols: one file a model.
 
 A spec says which model and with what settings; it is plain data, so it can be hashed, compared and
-sent to another process. `detector(spec)` and `segmenter(spec)` load the model;
-`detector_identity(spec)` and `segmenter_identity(spec)` name it down to its weights without
-loading it.
+sent to another process. `detector(spec)`, `segmenter(spec)` and `recogniser(spec)` load the model;
+`detector_identity(spec)`, `segmenter_identity(spec)` and `recogniser_card(spec)` name it down to
+its weights without loading it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,11 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, assert_never, runtime_checkable
 
+import numpy as np
+from jaxtyping import Float, UInt8
+
 from lora_prep.types import BoolMask, Face, Image, Region
 
 DetectorName: TypeAlias = Literal["insightface", "yunet", "cascade"]
 SegmenterName: TypeAlias = Literal["sam2", "grabcut"]
+RecogniserName: TypeAlias = Literal["arcface", "sface"]
 DtypeName: TypeAlias = Literal["auto", "float32", "bfloat16"]
+
+Crop: TypeAlias = UInt8[np.ndarray, "side side 3"]
+"""An aligned face: sRGB, 8 bit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +57,39 @@ class SegmenterSpec:
     """sam2: precision; `auto` is bfloat16 where the hardware has instructions for it."""
     compile: bool = False
     """sam2: torch.compile the image encoder, which takes minutes at the first image."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecogniserSpec:
+    """Which face recogniser, and its settings."""
+
+    name: RecogniserName = "arcface"
+    model: str = ""
+    """arcface: the name of a pack, a directory that holds its ONNX files, or one ONNX file; sface:
+    an ONNX file. Empty: buffalo_l, and the SFace that OpenCV publishes."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:N`; sface always runs on the CPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecogniserCard:
+    """What is known of a recogniser without loading it."""
+
+    model: str
+    """Kind, pack and file: `arcface buffalo_l/w600k_r50.onnx`."""
+    sha256: str
+    """Of the ONNX file."""
+    alignment: str
+    """How the faces are cropped for it."""
+    license: str
+    """Of the weights."""
+    min_similarity: float
+    """Cosine above which two pictures usually show the same person."""
+
+    @property
+    def identity(self) -> str:
+        """Equal identities mean equal embeddings for equal pixels and landmarks."""
+        return f"{self.model} sha256={self.sha256} alignment={self.alignment}"
 
 
 @runtime_checkable
@@ -91,6 +131,29 @@ class Segmenter(Protocol):
         """One mask for each face of an image, as large as the image, one after the other.
 
         Called in threads, behind the model. Raises DatasetError where a cache cannot be written.
+        """
+        ...
+
+
+@runtime_checkable
+class FaceRecogniser(Protocol):
+    """Turns faces into vectors whose cosine is high for one person's and low for two people's."""
+
+    def describe(self) -> str:
+        """What runs where, for the user: model, device or ONNX providers."""
+        ...
+
+    def crop(self, image: Image, face: Face) -> Crop:
+        """The face turned, scaled and moved to where the model wants it. It has landmarks.
+
+        Raises ItemError where the landmarks allow no such crop.
+        """
+        ...
+
+    def vectors(self, crops: Sequence[Crop]) -> Float[np.ndarray, "_ _"]:
+        """A row for each crop, float32, of any length. Never called by two threads at once.
+
+        A crop's row does not depend on the others. Raises BackendError where the model fails.
         """
         ...
 
@@ -168,6 +231,45 @@ def segmenter_identity(spec: SegmenterSpec) -> str:
             return grabcut.IDENTITY
         case _:
             assert_never(spec.name)
+
+
+def recogniser(spec: RecogniserSpec) -> FaceRecogniser:
+    """Load a face recogniser. Raises BackendError where its model is not to be had."""
+    match spec.name:
+        case "arcface":
+            from lora_prep.backends.arcface import ArcFaceRecogniser
+
+            return ArcFaceRecogniser(spec)
+        case "sface":
+            from lora_prep.backends.sface import SFaceRecogniser
+
+            return SFaceRecogniser(spec)
+        case _:
+            assert_never(spec.name)
+
+
+def recogniser_card(spec: RecogniserSpec) -> RecogniserCard:
+    """What is known of a recogniser: name, weights, alignment, licence, threshold.
+
+    Loads no model; where one has to be downloaded first, this downloads it. Raises BackendError
+    where it is not to be had.
+    """
+    match spec.name:
+        case "arcface":
+            from lora_prep.backends import arcface
+
+            return arcface.card(spec)
+        case "sface":
+            from lora_prep.backends import sface
+
+            return sface.card(spec)
+        case _:
+            assert_never(spec.name)
+
+
+def recogniser_identity(spec: RecogniserSpec) -> str:
+    """Like `detector_identity`, for a recogniser."""
+    return recogniser_card(spec).identity
 
 
 def default_batch_size(spec: SegmenterSpec) -> int:

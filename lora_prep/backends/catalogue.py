@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_prep.backends import sam2_model, weights, yunet
+from lora_prep.backends import sam2_model, sface, weights, yunet
 from lora_prep.errors import BackendError, UsageError
 
 SAM2_SIZES = {
@@ -87,15 +87,8 @@ def _models() -> Iterator[Model]:
         size = SAM2_SIZES[repo.rpartition("hiera-")[2]]
         yield Model(repo, "masks", "Apache-2.0", size, repo=repo, filename=filename)
     yield Model("yunet", "faces", "MIT", 232_589, yunet.SHA256, yunet.REPO, yunet.FILENAME)
-    # Size and hash: the Git LFS pointer in opencv/opencv_zoo.
     yield Model(
-        "sface",
-        "identity",
-        "Apache-2.0",
-        38_696_353,
-        "0ba9fbfa01b5270c96627c4ef784da859931e02f04419c829e83484087c34e79",
-        "opencv/face_recognition_sface",
-        "face_recognition_sface_2021dec.onnx",
+        "sface", "identity", sface.LICENSE, 38_696_353, sface.SHA256, sface.REPO, sface.FILENAME
     )
 
 

@@ -68,7 +68,7 @@ class YuNetDetector:
         self._name, self._side = path.name, spec.det_size
         content = np.frombuffer(path.read_bytes(), np.uint8)
         try:
-            with _quiet():
+            with quiet():
                 # From memory, since OpenCV cannot open paths with all characters on Windows.
                 self._model = cv2.FaceDetectorYN.create(
                     "onnx",
@@ -82,7 +82,7 @@ class YuNetDetector:
                 self._model.detect(np.zeros((self._side, self._side, 3), np.uint8))
         except cv2.error as error:
             raise BackendError(
-                f"OpenCV cannot run {path} as YuNet: {_first_line(error)}. The file is damaged, or "
+                f"OpenCV cannot run {path} as YuNet: {first_line(error)}. The file is damaged, or "
                 "no YuNet of 2023 or later: leave --face-model out to use the one that OpenCV "
                 "publishes"
             ) from error
@@ -111,7 +111,7 @@ class YuNetDetector:
         except cv2.error as error:
             raise BackendError(
                 f"OpenCV failed on an image of {width}×{height} pixels with {self.describe()}: "
-                f"{_first_line(error)}"
+                f"{first_line(error)}"
             ) from error
         if found is None:
             return []
@@ -135,7 +135,7 @@ def _face(row: np.ndarray, score: float) -> Face:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """OpenCV without its warnings: FaceDetectorYN always sets a target that OpenCV 5 has not."""
     import cv2
 
@@ -148,5 +148,6 @@ def _quiet() -> Iterator[None]:
         logging.setLogLevel(before)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an OpenCV error says, without the lines about OpenCV's source."""
     return str(error).strip().splitlines()[0]

@@ -25,6 +25,9 @@ import click
 from lora_prep.errors import DatasetError, UsageError
 
 FILE_NAME = "lora-prep.toml"
+META = "lora_prep.config"
+"""Where a command's context keeps the configuration that it found."""
+
 DATASET_KEYS = ("images", "masks", "recursive")
 
 COMMAND_LINE_ONLY = (
@@ -36,14 +39,26 @@ COMMAND_LINE_ONLY = (
     "list_checks",
     "yes",
     "exit_code",
+    "fix",
+    "undo",
     "accept_license",
 )
 """Options that a file must not set: the data's place is `[dataset]`, the others are decisions."""
 
-WITHOUT_TABLE = ("init", "status", "clean", "models", "doctor")
+WITHOUT_TABLE = ("init", "status", "clean", "targets", "lora", "models", "doctor", "train")
 """Commands that no file configures."""
 
+
+class FileOrTables(click.Path):
+    """A file or, in the configuration, what would be in it: a list of tables."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Lists as they are."""
+        return value if isinstance(value, list) else super().convert(value, param, ctx)
+
+
 KINDS: Sequence[tuple[type[Any], tuple[type, ...], str]] = (
+    (FileOrTables, (str, list), "a file's name or a list of tables"),
     (click.types.BoolParamType, (bool,), "true or false"),
     (click.types.IntParamType, (int,), "a whole number"),
     (click.types.FloatParamType, (int, float), "a number"),
@@ -96,6 +111,7 @@ class ConfiguredCommand(click.Command):
         images = Path(given["images"]) if isinstance(given.get("images"), str) else None
         explicit = Path(given["config"]) if isinstance(given.get("config"), str) else None
         config = read_config(explicit) if explicit else find_config(images or Path())
+        ctx.meta[META] = config
         defaults = option_defaults(config, self)
         if any(p.name == "images" for p in self.params):
             if images is None:
@@ -165,7 +181,7 @@ def option_defaults(config: Config, command: click.Command) -> dict[str, Any]:
             fitting = _fitting(option, value)
         except (ValueError, click.BadParameter) as error:
             raise UsageError(f"{config.path}: [{command.name}] {key}: {error}") from error
-        if isinstance(option.type, click.Path) and config.path:
+        if isinstance(option.type, click.Path) and config.path and isinstance(fitting, str):
             fitting = str(config.path.parent / fitting)
         assert option.name
         defaults[option.name] = fitting

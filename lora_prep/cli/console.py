@@ -11,9 +11,11 @@ from typing import NoReturn
 import click
 from tqdm import tqdm
 
+from lora_prep import executors
 from lora_prep.cli import printable
-from lora_prep.executors.local import LocalExecutor
+from lora_prep.cli.options import Running
 from lora_prep.run import Report, plan, run
+from lora_prep.shards import Merged, Shard, ShardOf, merge
 from lora_prep.stage import Stage
 from lora_prep.types import Json, Outcome, Status
 
@@ -45,34 +47,89 @@ def run_stage(
     stage: Stage,
     root: Path,
     out: Path,
-    verbosity: Verbosity,
+    running: Running,
     *,
-    force: bool,
-    dry_run: bool,
-    threads: int,
     table: Callable[[Sequence[Outcome]], Iterable[str]] | None = None,
+    finish: Callable[[Sequence[Outcome]], tuple[dict[str, Json], Iterable[str]]] | None = None,
 ) -> NoReturn:
     """Run a stage (or say what it would do), print how it went, and exit with its code.
 
-    `table` makes lines of the outcomes, for commands whose result is the table itself.
+    `table` makes lines of the outcomes, for commands whose result is the table itself. `finish`
+    does what is left to do once all items are done, or the run was interrupted, and gives fields
+    for the JSON document and lines for the text; a dry run or a shard does not call it.
     """
+    verbosity = Verbosity(running.as_json, running.quiet, running.verbose)
+    dry_run, force = running.dry_run, running.force
     notices(verbosity)
+    if running.merge:
+        merge_stage(stage, root, running)
+    if running.shard is not None:
+        stage, finish = ShardOf(stage, Shard.parse(running.shard), root), None
     outcomes: list[Outcome] = []
+    fields: dict[str, Json] = {}
+    lines: Iterable[str] = ()
     if dry_run:
         report = Report(stage.name, len(stage))
         for outcome in plan(stage, root, force=force):
             report.add(outcome)
             outcomes.append(outcome)
     else:
-        report = _run(stage, root, outcomes, verbosity, force=force, threads=threads, table=table)
+        collect = verbosity.as_json or table is not None or finish is not None
+        report = _run(stage, root, outcomes, verbosity, running, collect=collect)
+        if finish:
+            fields, lines = finish(outcomes)
     if verbosity.as_json:
-        click.echo(json.dumps(_document(report, outcomes, out, dry_run)))
+        click.echo(json.dumps({**_document(report, outcomes, out, dry_run), **fields}))
     else:
         for line in table(outcomes) if table else ():
+            click.echo(line)
+        for line in lines:
             click.echo(line)
         for line in summary(report, out, verbosity, dry_run=dry_run):
             click.echo(line)
     sys.exit(report.exit_code)
+
+
+def merge_stage(stage: Stage, root: Path, running: Running) -> NoReturn:
+    """Merge the shards of a stage, print what is missing, and exit with 1 if anything is."""
+    if running.dry_run:
+        raise click.UsageError("--merge has no --dry-run: it only writes where nothing is missing")
+    merged = merge(stage, root, partly=running.force)
+    if running.as_json:
+        click.echo(json.dumps(_merged_document(merged)))
+    elif merged.exit_code or not running.quiet:
+        for line in _merged_lines(merged, verbose=running.verbose):
+            click.echo(line)
+    sys.exit(merged.exit_code)
+
+
+def _merged_lines(merged: Merged, *, verbose: bool) -> Iterable[str]:
+    for what, shards in (("missing", merged.missing), ("other settings", merged.other)):
+        for shard, keys in sorted(shards.items(), key=lambda pair: pair[0].index):
+            shown = keys if verbose else keys[:3]
+            more = "" if len(shown) == len(keys) else ", ..."
+            listed = ", ".join(map(name, shown))
+            yield f"shard {shard}: {what}: {len(keys)} items ({listed}{more})"
+    counts = ", ".join(f"{merged.counts[s]} {LABELS[s]}" for s in Status if merged.counts[s])
+    done = "merged" if merged.folded else "not merged"
+    yield f"{merged.stage}: {done}, {merged.count} shards, {merged.total} items: {counts or 'none'}"
+    if not merged.folded:
+        again = sorted({s.index for s in (*merged.missing, *merged.other)})
+        told = ", ".join(f"--shard {index}/{merged.count}" for index in again[:SHOWN])
+        yield f"run {told}{', ...' if len(again) > SHOWN else ''} again with these options"
+
+
+def _merged_document(merged: Merged) -> Json:
+    return {
+        "schema": SCHEMA,
+        "stage": merged.stage,
+        "merged": merged.folded,
+        "shards": merged.count,
+        "total": merged.total,
+        "counts": {str(status): merged.counts[status] for status in Status},
+        "missing": {str(shard): keys for shard, keys in merged.missing.items()},
+        "other_settings": {str(shard): keys for shard, keys in merged.other.items()},
+    }
 
 
 def summary(
@@ -128,12 +185,10 @@ def _run(
     root: Path,
     outcomes: list[Outcome],
     verbosity: Verbosity,
+    running: Running,
     *,
-    force: bool,
-    threads: int,
-    table: Callable[[Sequence[Outcome]], Iterable[str]] | None,
+    collect: bool,
 ) -> Report:
-    collect = verbosity.as_json or table is not None
     failed = 0
     hidden = verbosity.quiet or verbosity.as_json or not sys.stderr.isatty()
     with tqdm(total=len(stage), desc=stage.name, unit="img", disable=hidden) as bar:
@@ -150,8 +205,19 @@ def _run(
                 bar.set_postfix(failed=failed, refresh=False)
             bar.update()
 
-        executor = LocalExecutor(threads)
-        return run(stage, root, executor=executor, force=force, observe=observe)
+        executor = executors.choose(
+            running.executor,
+            threads=running.threads,
+            workers=running.workers,
+            num_gpus=running.num_gpus,
+            address=running.address,
+        )
+        report = run(stage, root, executor=executor, force=running.force, observe=observe)
+    if running.executor != "local" and (outcomes or report.problems):
+        places = {item.key: place for place, item in enumerate(stage.items())}
+        for listed in (outcomes, report.problems):  # workers finish in any order
+            listed.sort(key=lambda outcome: places.get(outcome.key, len(places)))
+    return report
 
 
 def _facts(outcome: Outcome) -> str:

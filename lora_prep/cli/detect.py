@@ -31,12 +31,7 @@ Examples:
 def command(
     images: Path | None,
     recursive: bool,
-    force: bool,
-    dry_run: bool,
-    threads: int,
-    as_json: bool,
-    quiet: bool,
-    verbose: bool,
+    running: options.Running,
     **models: Any,
 ) -> None:
     """Find the faces of each image and list them.
@@ -44,7 +39,7 @@ def command(
     Boxes and landmarks are in pixels of the upright image. They are kept under .lora-prep/faces
     beside the image folder, and `lora-prep masks` uses them instead of detecting again.
     """
-    from lora_prep.cli.console import Verbosity, run_stage
+    from lora_prep.cli.console import run_stage
     from lora_prep.dataset import Dataset
     from lora_prep.stages.detect import DetectFaces
 
@@ -54,11 +49,8 @@ def command(
         stage,
         dataset.root,
         dataset.state / "faces",
-        Verbosity(as_json, quiet, verbose),
-        force=force,
-        dry_run=dry_run,
-        threads=threads,
-        table=None if dry_run else table,
+        running,
+        table=None if running.dry_run else table,
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from lora_prep.cli import options
 from lora_prep.cli.config import ConfiguredCommand
@@ -21,6 +22,7 @@ Examples:
   lora-prep masks data/faces                     writes data/masks/*.png
   lora-prep masks data/faces --preset embedded   no model files, draft quality
   lora-prep masks data/faces --region head --erode 10px --overlay look
+  lora-prep masks data/faces --faces reference   the person of `lora-prep embed` alone
 """,
 )
 @options.images_argument
@@ -38,10 +40,11 @@ Examples:
 )
 @click.option(
     "--faces",
-    type=click.Choice(["largest", "all", "center"]),
+    type=click.Choice(["largest", "all", "center", "reference"]),
     default="largest",
     show_default=True,
-    help="Which faces of an image with several; largest = by area times confidence.",
+    help="Which faces of an image with several; largest = by area times confidence, reference = "
+    "the one most like the person of `lora-prep embed`.",
 )
 @click.option(
     "--min-face",
@@ -49,6 +52,12 @@ Examples:
     default=32,
     show_default=True,
     help="Pass over faces whose shorter side has fewer pixels.",
+)
+@click.option(
+    "--min-similarity",
+    type=click.FloatRange(-1, 1),
+    help="For --faces reference: a face less like the reference is somebody else's.  "
+    "[default: what `lora-prep embed` went by]",
 )
 @click.option(
     "--no-face",
@@ -114,18 +123,14 @@ def command(
     region: str,
     faces: Any,
     min_face: int,
+    min_similarity: float | None,
     no_face: Any,
     erode: str,
     feather: str,
     overlay: Path | None,
     cache_embeddings: bool,
     batch_size: int | None,
-    force: bool,
-    dry_run: bool,
-    threads: int,
-    as_json: bool,
-    quiet: bool,
-    verbose: bool,
+    running: options.Running,
     **models: Any,
 ) -> None:
     """Make a mask for each image: white = train, black = ignore.
@@ -135,12 +140,15 @@ def command(
     that you drew or edited are left alone.
     """
     from lora_prep.backends import default_batch_size
-    from lora_prep.cli.console import Verbosity, run_stage
+    from lora_prep.cli.console import run_stage
     from lora_prep.dataset import Dataset
     from lora_prep.masks import Margin
     from lora_prep.stages.masks import MakeMasks
     from lora_prep.types import Region
 
+    source = click.get_current_context().get_parameter_source("min_similarity")
+    if faces != "reference" and source is ParameterSource.COMMANDLINE:
+        raise click.UsageError("--min-similarity goes with --faces reference")
     dataset = Dataset.at(options.required(images), masks=out, recursive=recursive)
     detector, segmenter = specs(**models)
     stage = MakeMasks(
@@ -150,6 +158,7 @@ def command(
         region=Region(region),
         faces=faces,
         min_face=min_face,
+        min_similarity=min_similarity if faces == "reference" else None,
         no_face=no_face,
         erode=Margin.parse(erode),
         feather=Margin.parse(feather),
@@ -164,8 +173,5 @@ def command(
         stage,
         dataset.root,
         dataset.masks,
-        Verbosity(as_json, quiet, verbose),
-        force=force,
-        dry_run=dry_run,
-        threads=threads,
+        running,
     )

@@ -26,12 +26,7 @@ def command(
     photos: Path,
     out: Path,
     recursive: bool,
-    force: bool,
-    dry_run: bool,
-    threads: int,
-    as_json: bool,
-    quiet: bool,
-    verbose: bool,
+    running: options.Running,
 ) -> None:
     """Copy images so that every trainer reads the same pixels.
 
@@ -40,7 +35,7 @@ def command(
     kept; a JPEG that needs no change keeps its compressed data bit for bit. Formats that trainers
     do not read (HEIC, AVIF, GIF) become PNG. Captions are copied along.
     """
-    from lora_prep.cli.console import Verbosity, run_stage
+    from lora_prep.cli.console import run_stage
     from lora_prep.dataset import Dataset
     from lora_prep.stages.normalize import NormalizeImages
 
@@ -50,8 +45,5 @@ def command(
         stage,
         stage.out.parent,
         stage.out,
-        Verbosity(as_json, quiet, verbose),
-        force=force,
-        dry_run=dry_run,
-        threads=threads,
+        running,
     )

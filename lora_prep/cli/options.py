@@ -3,6 +3,7 @@
 import functools
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,8 +24,43 @@ def recursive_option(command: Command) -> Command:
     return click.option("--recursive", is_flag=True, help="Read sub-folders, too.")(command)
 
 
-def running_options(command: Command) -> Command:
-    """What every command takes that works through a folder."""
+@dataclass(frozen=True, slots=True)
+class Running:
+    """How a stage is to be run: what `running_options` ask for."""
+
+    force: bool
+    dry_run: bool
+    threads: int
+    executor: str
+    workers: int | None
+    num_gpus: float
+    address: str | None
+    shard: str | None
+    merge: bool
+    as_json: bool
+    quiet: bool
+    verbose: bool
+
+    def __post_init__(self) -> None:
+        if self.address is not None and self.executor != "ray":
+            raise click.UsageError("--address goes with --executor ray")
+        if self.executor == "local" and (self.workers is not None or self.num_gpus):
+            raise click.UsageError(
+                "--workers and --num-gpus go with --executor processes and ray: the local one has "
+                "one model and --threads around it"
+            )
+        if self.merge and self.shard is not None:
+            raise click.UsageError("--merge goes without --shard: it looks at all of them")
+
+
+def running_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What every command takes that works through a folder; `command` gets it as `running`."""
+
+    @functools.wraps(command)
+    def decorated(*args: Any, **options: Any) -> Any:
+        running = Running(**{field.name: options.pop(field.name) for field in fields(Running)})
+        return command(*args, running=running, **options)
+
     decorators = [
         click.option("--force", is_flag=True, help="Do everything again, and replace hand edits."),
         click.option("--dry-run", is_flag=True, help="Say what would be done, and write nothing."),
@@ -33,13 +69,52 @@ def running_options(command: Command) -> Command:
             type=click.IntRange(1),
             default=4,
             show_default=True,
-            help="Threads that read and write around the model.",
+            help="Threads that read and write around each model.",
+        ),
+        click.option(
+            "--executor",
+            type=click.Choice(["local", "processes", "ray"]),
+            default="local",
+            show_default=True,
+            help="local = one model here; processes = several here; ray = on the machines of a Ray "
+            "cluster that share the data set's folder. The files are the same.",
+        ),
+        click.option(
+            "--workers",
+            type=click.IntRange(1),
+            help="processes, ray: how many models.  [default: as many as there are CPUs, or GPUs "
+            "with --num-gpus]",
+        ),
+        click.option(
+            "--num-gpus",
+            type=click.FloatRange(0),
+            default=0.0,
+            show_default=True,
+            help="processes, ray: GPUs for each model; 0.5 lets two share one.",
+        ),
+        click.option(
+            "--address",
+            metavar="HOST:PORT",
+            help="ray: the cluster's head, or auto.  [default: RAY_ADDRESS, or a cluster of this "
+            "machine alone]",
+        ),
+        click.option(
+            "--shard",
+            metavar="I/N",
+            help="Do the I-th of N parts (1/8 to 8/8) alone: for job arrays on a shared folder. "
+            "All may run at once; then --merge.",
+        ),
+        click.option(
+            "--merge",
+            is_flag=True,
+            help="Do nothing but check that all shards are complete, and put their journals "
+            "together; with --force, what there is of them.",
         ),
         reporting_options,
     ]
     for decorator in reversed(decorators):
-        command = decorator(command)
-    return command
+        decorated = decorator(decorated)
+    return decorated
 
 
 def reporting_options(command: Command) -> Command:

@@ -15,7 +15,7 @@ from lora_prep.cli.options import FOLDER
 
 if TYPE_CHECKING:
     from lora_prep.dataset import Dataset
-    from lora_prep.status import Step
+    from lora_prep.status import State, Step
     from lora_prep.types import Json
 
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Examples:
   lora-prep status                   the data set of lora-prep.toml, or data here
   lora-prep status data/faces -v     names every image that is not done
-  lora-prep status --exit-code || lora-prep run
+  lora-prep status --exit-code       for scripts: 1 where something is left to do
 """,
 )
 @click.argument("images", type=FOLDER, required=False, metavar="[DATA]")
@@ -85,7 +85,7 @@ def _as_text(dataset: "Dataset", found: Sequence["Step"], verbose: bool) -> Iter
     yield from _advice(found, total, verbose)
 
 
-def _advice(found: Sequence["Step"], total: Counter[str], verbose: bool) -> Iterator[str]:
+def _advice(found: Sequence["Step"], total: Counter["State"], verbose: bool) -> Iterator[str]:
     from lora_prep.status import State
 
     again = [

@@ -1,10 +1,11 @@
 """Threads around one model, in this process."""
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 from lora_prep.attempt import Attempt, Checked, Finished, Task
@@ -28,27 +29,69 @@ class LocalExecutor:
         self, stage: Stage, tasks: Iterator[Task], attempt: Attempt, stop: Stop
     ) -> Generator[Finished]:
         """Take the tasks through the stage, in order."""
-        depth = stage.batch_size + self.threads
-        before, behind = ThreadPoolExecutor(self.threads), ThreadPoolExecutor(self.threads)
-        try:
-            checked = ahead(before, attempt.check, tasks, depth)
-            for first in checked:
-                if isinstance(first, Checked):
-                    break
-                yield first
-            else:
-                return  # nothing to do, so no model is loaded
-            if stop:
-                return
-            worker = stage.open()
-            loaded = ahead(
-                before, lambda c: attempt.load(worker, c), chain([first], checked), depth
-            )
-            computed = _computed(loaded, stage.batch_size, attempt, worker, stop)
-            yield from ahead(behind, lambda pair: attempt.save(worker, *pair), computed, depth)
-        finally:
-            before.shutdown(cancel_futures=True)
-            behind.shutdown(cancel_futures=True)
+        with closing(Workshop(stage, attempt, self.threads)) as workshop:
+            yield from workshop.work(tasks, stop)
+
+
+class Workshop:
+    """A stage's model, loaded when it is first needed, and the threads around it."""
+
+    def __init__(self, stage: Stage, attempt: Attempt, threads: int) -> None:
+        self._stage, self._attempt = stage, attempt
+        self._depth = stage.batch_size + threads
+        self._worker: Worker[Any, Any] | None = None
+        self._before, self._behind = ThreadPoolExecutor(threads), ThreadPoolExecutor(threads)
+
+    def close(self) -> None:
+        """Wait for what the threads are at, and drop the rest."""
+        self._before.shutdown(cancel_futures=True)
+        self._behind.shutdown(cancel_futures=True)
+
+    def work(self, tasks: Iterable[Task], stop: Stop) -> Iterator[Finished]:
+        """Take the tasks through the stage, in order."""
+        attempt, depth = self._attempt, self._depth
+        checked = ahead(self._before, attempt.check, tasks, depth)
+        for first in checked:
+            if isinstance(first, Checked):
+                break
+            yield first
+        else:
+            return  # nothing to do, so no model is loaded
+        if stop:
+            return
+        worker = self._worker = self._worker or self._stage.open()
+        loaded = ahead(
+            self._before, lambda c: attempt.load(worker, c), chain([first], checked), depth
+        )
+        computed = _computed(loaded, self._stage.batch_size, attempt, worker, stop)
+        yield from ahead(self._behind, lambda pair: attempt.save(worker, *pair), computed, depth)
+
+
+def beforehand(
+    tasks: Iterator[Task], attempt: Attempt, threads: int
+) -> Generator[Finished, None, list[Task]]:
+    """Check tasks in this process until some are to be worked on: those are returned.
+
+    So where nothing is left to do, no worker is started.
+    """
+    with ThreadPoolExecutor(threads) as pool:
+        while some := list(islice(tasks, 2 * threads)):
+            results = list(pool.map(attempt.check, some))
+            yield from (result for result in results if isinstance(result, Finished))
+            if left := [result.task for result in results if isinstance(result, Checked)]:
+                return left
+    return []
+
+
+def portions(tasks: Iterator[Task], size: int) -> Iterator[Sequence[Task]]:
+    """The tasks, `size` at a time."""
+    while some := list(islice(tasks, size)):
+        yield some
+
+
+def portion_size(stage: Stage) -> int:
+    """How many tasks go to a worker of another process at once: whole batches, and 8 at least."""
+    return stage.batch_size * -(-8 // stage.batch_size)
 
 
 def ahead(

@@ -14,16 +14,17 @@ import numpy as np
 
 from lora_prep import backends, imageio, masks
 from lora_prep.backends import DetectorSpec, FaceDetector, Segmenter, SegmenterSpec
-from lora_prep.dataset import Dataset
+from lora_prep.dataset import EMBEDDINGS, Dataset
 from lora_prep.errors import DatasetError, ItemError, UsageError
 from lora_prep.faces import FaceRecord, faces_path, read_faces
 from lora_prep.masks import Margin
 from lora_prep.stage import Item, Saved
+from lora_prep.stages.subject import Likeness, Subject, most_alike
 from lora_prep.types import Face, Image, Json, Mask, Region
 
 log = logging.getLogger(__name__)
 
-FacePolicy = Literal["largest", "all", "center"]
+FacePolicy = Literal["largest", "all", "center", "reference"]
 NoFacePolicy = Literal["fail", "skip", "white", "black"]
 
 
@@ -38,6 +39,8 @@ class MakeMasks:
     faces: FacePolicy = "largest"
     min_face: int = 32
     """Faces whose shorter side is below this many pixels are passed over."""
+    min_similarity: float | None = None
+    """For `faces="reference"`: least cosine to the reference; None: what `embed` wrote down."""
     no_face: NoFacePolicy = "fail"
     erode: Margin = field(default_factory=lambda: Margin.parse("2%"))
     feather: Margin = field(default_factory=lambda: Margin.parse("0"))
@@ -65,9 +68,10 @@ class MakeMasks:
 
     def settings(self) -> dict[str, Json]:
         """All that changes a mask."""
+        subject = self.subject
         return {
             "stage": "masks/1",
-            "detector": self.detector_identity,
+            **({"subject": subject.identity} if subject else {"detector": self.detector_identity}),
             "segmenter": backends.segmenter_identity(self.segmenter),
             "region": self.region,
             "faces": self.faces,
@@ -81,6 +85,14 @@ class MakeMasks:
     def detector_identity(self) -> str:
         """The detector's identity."""
         return backends.detector_identity(self.detector)
+
+    @cached_property
+    def subject(self) -> Subject | None:
+        """The person meant, for `faces="reference"`. Raises DatasetError where it is not known."""
+        if self.faces != "reference":
+            return None
+        name = self.dataset.images.name
+        return Subject.read(self.dataset.embeddings, name, self.min_similarity)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -103,8 +115,12 @@ class MakeMasks:
 
     def open(self) -> "Masking":
         """Load the detector and the segmenter."""
-        detector = backends.detector(self.detector)
-        log.info("faces: %s", detector.describe())
+        detector = None
+        if self.subject:
+            log.info("faces: those most like the reference, from %s", EMBEDDINGS)
+        else:
+            detector = backends.detector(self.detector)
+            log.info("faces: %s", detector.describe())
         embeddings = self.dataset.state / "embeddings" if self.cache_embeddings else None
         segmenter = backends.segmenter(self.segmenter, embeddings)
         log.info("masks: %s", segmenter.describe())
@@ -124,6 +140,8 @@ class Prepared:
     sha256: str
     faces: Sequence[Face] | None
     """Faces that were recorded before."""
+    likeness: Likeness | None
+    """How much each of them is like the person meant, for `faces="reference"`."""
     for_segmenter: Any
 
 
@@ -143,22 +161,29 @@ class Masking:
     """Masks being made."""
 
     stage: MakeMasks
-    detector: FaceDetector
+    detector: FaceDetector | None
+    """None where the faces are known beforehand."""
     segmenter: Segmenter
 
     def load(self, item: Item, inputs: Sequence[bytes]) -> Prepared:
         """Decode the image and prepare it for the segmenter."""
         (data,) = inputs
         image = imageio.decode_image(data)
-        known = read_faces(self.stage.face_record(item), data, self.stage.detector_identity)
         sha256 = hashlib.sha256(data).hexdigest()
-        return Prepared(image, sha256, known, self.segmenter.prepare(image))
+        likeness = None
+        if self.stage.subject:
+            name = item.inputs[0].relative_to(self.stage.dataset.images).as_posix()
+            likeness = self.stage.subject.likeness(name, sha256)
+            known: Sequence[Face] | None = likeness.faces
+        else:
+            known = read_faces(self.stage.face_record(item), data, self.stage.detector_identity)
+        return Prepared(image, sha256, known, likeness, self.segmenter.prepare(image))
 
     def compute(self, batch: Sequence[Prepared]) -> list[Segmented | ItemError]:
         """Detect where it was not done before, choose the faces, segment them all at once."""
         found = [self._detect(prepared) for prepared in batch]
         wanted = [
-            [] if isinstance(f, ItemError) else choose_faces(f, p.image, self.stage)
+            [] if isinstance(f, ItemError) else self._choose(f, p)
             for p, f in zip(batch, found, strict=True)
         ]
         answers = self.segmenter.segment(
@@ -174,10 +199,11 @@ class Masking:
         stage, prepared = self.stage, result.prepared
         self._remember(item, result)
         if not result.wanted and stage.no_face in ("fail", "skip"):
-            message = self._no_face(result.faces)
+            message = self._no_face(result)
             if stage.no_face == "skip":
                 return Saved(skipped=message)
-            raise ItemError(message, code="no-face")
+            code = "nobody-alike" if result.faces and prepared.likeness else "no-face"
+            raise ItemError(message, code=code)
         mask, warnings = self._finish(result)
         files = {item.outputs[0]: imageio.encode_mask(mask)}
         if stage.overlay:
@@ -191,15 +217,22 @@ class Masking:
         return Saved(files, info, warnings)
 
     def _detect(self, prepared: Prepared) -> Sequence[Face] | ItemError:
-        if prepared.faces is not None:
-            return prepared.faces
+        if prepared.faces is not None or self.detector is None:
+            return prepared.faces or ()
         try:
             return self.detector.detect(prepared.image)
         except ItemError as error:
             return error
 
+    def _choose(self, faces: Sequence[Face], prepared: Prepared) -> list[Face]:
+        """The faces to mask."""
+        subject, likeness = self.stage.subject, prepared.likeness
+        if subject is None or likeness is None:
+            return choose_faces(faces, prepared.image, self.stage)
+        return most_alike(likeness, self.stage.min_face, subject.threshold)
+
     def _remember(self, item: Item, result: Segmented) -> None:
-        """Write the face record. It names its image and detector, so it can never be wrong."""
+        """Write the face record, where the faces were detected here."""
         if result.prepared.faces is None:
             height, width = result.prepared.image.shape[:2]
             record = FaceRecord(
@@ -209,11 +242,7 @@ class Masking:
                 height,
                 tuple(result.faces),
             )
-            path = self.stage.face_record(item)
-            with suppress(DatasetError):  # only a later command would save time by it
-                imageio.make_folder(path.parent)
-                _sweep(path.parent)
-                imageio.replace(path, record.to_bytes())
+            keep_faces(self.stage.face_record(item), record)
 
     def _finish(self, result: Segmented) -> tuple[Mask, tuple[str, ...]]:
         """One mask of all faces wanted."""
@@ -246,17 +275,40 @@ class Masking:
             warnings.append(f"--feather {stage.feather} leaves no pixel its full weight")
         return weights, tuple(warnings)
 
-    def _no_face(self, faces: Sequence[Face]) -> str:
-        if faces:
+    def _no_face(self, result: Segmented) -> str:
+        stage, faces = self.stage, result.faces
+        if faces and not self._large_enough(result):
             largest = max(min(face.width, face.height) for face in faces)
             return (
                 f"no face is large enough: the largest is {largest:.0f} px, --min-face is "
-                f"{self.stage.min_face}"
+                f"{stage.min_face}"
             )
+        if stage.subject and result.prepared.likeness and faces:
+            best = max(result.prepared.likeness.similarities)
+            return (
+                f"nobody in it is like the reference: of {len(faces)} faces the most similar has "
+                f"{best:.2f}, --min-similarity is {stage.subject.threshold:.2f}; take the image "
+                "out, or say what to do with it (--no-face skip, white or black)"
+            )
+        finder = "lora-prep embed" if stage.subject else stage.detector.name
         return (
-            f"no face was found by {self.stage.detector.name}: take the image out, or say what to "
+            f"no face was found by {finder}: take the image out, or say what to "
             "do with it (--no-face skip, white or black)"
         )
+
+    def _large_enough(self, result: Segmented) -> bool:
+        return any(min(f.width, f.height) >= self.stage.min_face for f in result.faces)
+
+
+def keep_faces(path: Path, record: FaceRecord) -> None:
+    """Write a face record for later commands, which only save time by it: failures are passed over.
+
+    It names its image and its detector, so it can never be wrong.
+    """
+    with suppress(DatasetError):
+        imageio.make_folder(path.parent)
+        _sweep(path.parent)
+        imageio.replace(path, record.to_bytes())
 
 
 @cache

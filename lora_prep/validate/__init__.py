@@ -1,39 +1,92 @@
 """Does what lies on the disk train what is meant? Finds what trainers would not say.
 
-One module a family: `pairing` (P), `images` (I), `masks` (M). A check is a small pure function with
-a stable code: either over the `Listing` of the two folders, or over a `Pair`, the facts of an image
-and its mask. Files are read once, in threads, by `pair.read_pair`; no check opens one.
+One module a family: `pairing` (P), `images` (I), `masks` (M), `alignment` (A), `captions` (C),
+`embeddings` (E), `trainers` (T); `whole` compares images with one another. A check is a small pure
+function with a stable code, over the `Listing` of the folders, a `Pair` of files, the `Faces` of
+the embeddings, or the `Whole`. Files are read once, in threads, by `pair.read_pair`; no check of a
+pair opens one.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, TypeVar
 
+from lora_prep.attempt import Finished
 from lora_prep.dataset import Dataset
-from lora_prep.types import Issue, Severity
-from lora_prep.validate import images, masks, pairing
-from lora_prep.validate.check import Check
+from lora_prep.executors.local import ahead
+from lora_prep.types import Issue, Json, Severity
+from lora_prep.validate import (
+    alignment,
+    captions,
+    embeddings,
+    images,
+    masks,
+    pairing,
+    trainers,
+    whole,
+)
+from lora_prep.validate.check import Check, Level, chosen
+from lora_prep.validate.embeddings import Faces
 from lora_prep.validate.listing import Listing
-from lora_prep.validate.pair import Pair, read_pair
+from lora_prep.validate.manifest import FILE_NAME, Manifest, Result, issues, result_of, stamps
+from lora_prep.validate.pair import Pair, Reading, read_pair
+from lora_prep.validate.whole import Whole
 
-__all__ = ["CHECKS", "Check", "Report", "validate"]
+__all__ = ["CHECKS", "Check", "Level", "Report", "Selection", "cache_path", "validate"]
 
-LISTING_CHECKS: tuple[Check[Listing], ...] = pairing.LISTING_CHECKS
-PAIR_CHECKS: tuple[Check[Pair], ...] = (*pairing.PAIR_CHECKS, *images.CHECKS, *masks.CHECKS)
+FAMILIES = "PIMACET"
+
+LISTING_CHECKS: tuple[Check[Listing], ...] = (
+    *pairing.LISTING_CHECKS,
+    *alignment.LISTING_CHECKS,
+    *captions.LISTING_CHECKS,
+    *trainers.LISTING_CHECKS,
+)
+PAIR_CHECKS: tuple[Check[Pair], ...] = (
+    *pairing.PAIR_CHECKS,
+    *images.CHECKS,
+    *masks.CHECKS,
+    *alignment.PAIR_CHECKS,
+    *captions.PAIR_CHECKS,
+    *trainers.PAIR_CHECKS,
+)
+FACES_CHECKS: tuple[Check[Faces], ...] = embeddings.CHECKS
+WHOLE_CHECKS: tuple[Check[Whole], ...] = whole.CHECKS
 
 CHECKS: tuple[Check[Any], ...] = tuple(
-    sorted((*LISTING_CHECKS, *PAIR_CHECKS), key=lambda c: ("PIM".index(c.code[0]), c.code))
+    sorted(
+        (*LISTING_CHECKS, *PAIR_CHECKS, *FACES_CHECKS, *WHOLE_CHECKS),
+        key=lambda c: (FAMILIES.index(c.code[0]), c.code),
+    )
 )
 """All checks, in the order in which they are documented."""
 
-CHUNK = 8
+CHUNK = 16
 """Pairs a thread takes at once: the hand-over costs as much as reading a header."""
 
 Given = TypeVar("Given")
-Made = TypeVar("Made")
+Read = tuple[str, Json, Result]
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which checks to run."""
+
+    select: tuple[str, ...] = ()
+    """Codes or beginnings of codes: those and no others. Empty: those of the levels that are on."""
+    ignore: tuple[str, ...] = ()
+    deep: bool = False
+    drift: bool = False
+
+    @property
+    def codes(self) -> frozenset[str]:
+        """Raises UsageError for what is the beginning of no code."""
+        return chosen(
+            CHECKS, select=self.select, ignore=self.ignore, deep=self.deep, drift=self.drift
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,57 +115,90 @@ class Report:
         return int(bool(self.issues if strict else self.errors))
 
 
+def cache_path(dataset: Dataset) -> Path:
+    """Where the command keeps what it found, so that the next time is quicker."""
+    return dataset.state / FILE_NAME
+
+
 def validate(
     dataset: Dataset,
     *,
     deep: bool = False,
+    drift: bool = False,
+    select: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    resolution: int = 1024,
+    cache: Path | None = None,
     threads: int = 4,
     observe: Callable[[int], object] | None = None,
 ) -> Report:
-    """Check a data set; writes nothing.
+    """Check a data set; writes nothing but `cache`.
 
     By default the names, the header and the end of each image, and all of each mask; `deep` decodes
-    the images, too. `observe` is called with the number of images that were read since the last
-    call. In memory are the names, the issues, and the facts of 24 × `threads` pairs; of the files
-    themselves, and of decoded pictures, one a thread.
+    the images, too, `drift` compares the masks with the edges in them. `select` and `ignore` are
+    codes or beginnings of codes (see `check.chosen`). `resolution` is the trainer's, in pixels.
+    `cache` is a file that remembers what was found in files that have not changed since. `observe`
+    is called with the number of images that were looked at since the last call. In memory are the
+    names, the issues, some hundred bytes a pair, and the files that are being read, one a thread.
 
-    Raises DatasetError where a folder cannot be read.
+    Raises DatasetError where a folder cannot be read, UsageError for a code that does not exist.
     """
+    codes = Selection(tuple(select), tuple(ignore), deep, drift).codes
     listing = Listing.of(dataset)
-    issues = {issue for check in LISTING_CHECKS for issue in check(listing)}
-    pairs = 0
+    found: set[Issue] = set(_all(LISTING_CHECKS, codes, listing))
+    reading = _reading(codes, resolution, deep=deep)
+    manifest = Manifest.open(cache, reading)
+    checks = {check.code: check for check in PAIR_CHECKS if check.code in codes}
+    everything, pairs = Whole(listing), 0
 
-    def read(chunk: Sequence[tuple[str, str | None]]) -> list[Pair]:
-        return [read_pair(listing, image, mask, deep=deep) for image, mask in chunk]
+    def read(chunk: Sequence[tuple[str, str | None]]) -> list[Read]:
+        return [_one(listing, manifest, image, mask, reading) for image, mask in chunk]
 
-    for chunk in _in_threads(read, _chunks(listing.pairs, CHUNK), threads):
-        for pair in chunk:
-            pairs += pair.mask is not None
-            issues.update(issue for check in PAIR_CHECKS for issue in check(pair))
-        if observe:
-            observe(len(chunk))
-    ordered = sorted(issues, key=lambda issue: (issue.path, issue.code, issue.message))
+    def observed(chunks: Iterable[list[Read] | Finished]) -> Iterator[Read]:
+        for chunk in chunks:
+            assert isinstance(chunk, list)  # only a stage's items are finished before they start
+            yield from chunk
+            if observe:
+                observe(len(chunk))
+
+    with ThreadPoolExecutor(threads) as pool:
+        chunks = _chunks(listing.pairs, CHUNK)
+        try:
+            for result in manifest.save(observed(ahead(pool, read, chunks, 3 * threads))):
+                pairs += result.digest.mask is not None
+                everything.add(result.digest)
+                found.update(issues(result, checks))
+        finally:
+            pool.shutdown(cancel_futures=True)
+    found.update(_all(FACES_CHECKS, codes, Faces(listing)))
+    found.update(_all(WHOLE_CHECKS, codes, everything))
+    ordered = sorted(found, key=lambda issue: (issue.path, issue.code, issue.message))
     return Report(len(listing.images.images), pairs, tuple(ordered))
+
+
+def _one(
+    listing: Listing, manifest: Manifest, image: str, mask: str | None, reading: Reading
+) -> Read:
+    """What is known of a pair, or what is found in it."""
+    seen = stamps(listing, image, mask) if manifest.path else None
+    known = manifest.get(image, seen)
+    if known is None:
+        known = result_of(read_pair(listing, image, mask, reading), PAIR_CHECKS)
+    return image, seen, known
+
+
+def _reading(codes: Collection[str], resolution: int, *, deep: bool) -> Reading:
+    levels = {check.level for check in CHECKS if check.code in codes}
+    return Reading(deep or Level.DEEP in levels, Level.DRIFT in levels, resolution)
+
+
+def _all(checks: Iterable[Check[Given]], codes: Collection[str], subject: Given) -> Iterator[Issue]:
+    for check in checks:
+        if check.code in codes:
+            yield from check(subject)
 
 
 def _chunks(items: Iterable[Given], size: int) -> Iterator[list[Given]]:
     iterator = iter(items)
     while chunk := list(islice(iterator, size)):
         yield chunk
-
-
-def _in_threads(
-    step: Callable[[Given], Made], items: Iterable[Given], threads: int
-) -> Iterator[Made]:
-    """Map in threads, in order, at most `3 * threads` items ahead."""
-    pending: deque[Future[Made]] = deque()
-    pool = ThreadPoolExecutor(threads)
-    try:
-        for item in items:
-            pending.append(pool.submit(step, item))
-            if len(pending) >= 3 * threads:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)

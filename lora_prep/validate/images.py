@@ -3,7 +3,7 @@
 from lora_prep.validate.check import Check, Findings, error, warning
 from lora_prep.validate.pair import Pair
 
-_SUFFIXES = {
+SUFFIXES = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "PNG": (".png",),
     "WEBP": (".webp",),
@@ -110,7 +110,7 @@ def misnamed(pair: Pair) -> Findings:
     """A WebP or PNG that is called .jpg."""
     if header := pair.image.header:
         suffix = pair.image.suffix
-        if suffix.lower() not in _SUFFIXES[header.format]:
+        if suffix.lower() not in SUFFIXES[header.format]:
             yield pair.image.path, f"a {header.format} that is called {suffix}"
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from lora_prep.dataset import Dataset, image_names, is_image
+from lora_prep.dataset import CAPTION_SUFFIX, Dataset, image_names, is_image
 from lora_prep.errors import DatasetError
 
 
@@ -56,6 +56,24 @@ class Listing:
     def mask_stems(self) -> Mapping[str, Sequence[str]]:
         """Names of the masks, by stem."""
         return _by_stem(self.masks.images)
+
+    @cached_property
+    def captions(self) -> Mapping[str, str]:
+        """The caption of each image that has one, both by name."""
+        texts = {
+            stem_of(name): name for name in self.images.others if name.endswith(CAPTION_SUFFIX)
+        }
+        return {
+            name: texts[stem]
+            for stem, names in self.image_stems.items()
+            if stem in texts
+            for name in names
+        }
+
+    @cached_property
+    def has_faces(self) -> bool:
+        """Whether detected faces were ever recorded for this data set."""
+        return (self.dataset.state / "faces").is_dir()
 
     @property
     def pairs(self) -> Iterator[tuple[str, str | None]]:

@@ -6,7 +6,7 @@ files whose pixels are grey, and soft edges.
 
 from collections.abc import Sequence
 
-from lora_prep.validate.check import Check, Findings, error, warning
+from lora_prep.validate.check import Check, Findings, Level, error, warning
 from lora_prep.validate.pair import Pair
 
 DIM = 15
@@ -14,6 +14,8 @@ DIM = 15
 
 NEAR = 16
 """Levels closer than this to 0 or 255 are what compression leaves of them."""
+
+SPECKS = 3
 
 LATENT_CELL = 8 * 8
 """Pixels of the image that become one element of the latents, and so of the mask in training."""
@@ -176,6 +178,36 @@ def turned(pair: Pair) -> Findings:
         yield pair.mask.path, f"EXIF orientation {pair.mask.header.orientation}"
 
 
+@warning(
+    "M012",
+    "Mask that is inverted",
+    reason="trainers train what is white: here that is the background.",
+    fix="make black white and white black (`magick a.png -negate a.png`)",
+)
+def inverted(pair: Pair) -> Findings:
+    """White in all four corners and over half of the picture, and black somewhere."""
+    mask = pair.mask
+    if not mask or not mask.counts or mask.white_corners < 4:
+        return
+    area = sum(mask.counts)
+    if mask.counts[0] >= LATENT_CELL and mask.weight > 0.5 * area:
+        yield mask.path, f"its corners and {mask.weight / area:.0%} of it are white"
+
+
+@warning(
+    "M014",
+    "Mask with specks",
+    reason="islands smaller than one element of the latents are noise of whatever made the mask: "
+    "they train bits of the background.",
+    fix="erase them, or make it anew with `lora-prep masks`",
+    level=Level.DEEP,
+)
+def specks(pair: Pair) -> Findings:
+    """Three or more, beside a larger part."""
+    if pair.mask and pair.mask.specks >= SPECKS:
+        yield pair.mask.path, f"{pair.mask.specks} islands of it are smaller than 8 × 8 pixels"
+
+
 CHECKS: tuple[Check[Pair], ...] = (
     unreadable,
     wrong_size,
@@ -188,6 +220,8 @@ CHECKS: tuple[Check[Pair], ...] = (
     in_alpha,
     coloured,
     turned,
+    inverted,
+    specks,
 )
 
 

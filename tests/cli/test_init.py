@@ -11,7 +11,13 @@ from click.testing import CliRunner
 from PIL import Image
 
 from lora_prep.cli import COMMANDS, main
-from lora_prep.cli.config import ConfiguredCommand, configurable, option_defaults, read_config
+from lora_prep.cli.config import (
+    WITHOUT_TABLE,
+    ConfiguredCommand,
+    configurable,
+    option_defaults,
+    read_config,
+)
 from lora_prep.cli.init import example, template
 
 
@@ -23,7 +29,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def configured_commands() -> list[click.Command]:
     context = click.Context(main)
-    found = [main.get_command(context, name) for name in COMMANDS]
+    names = [name for name in COMMANDS if name not in WITHOUT_TABLE]
+    found = [main.get_command(context, name) for name in names]
     return [one for one in found if isinstance(one, ConfiguredCommand)]
 
 
@@ -95,7 +102,7 @@ def test_the_template_as_written_sets_the_place_only(here: Path) -> None:
 def test_the_template_has_a_table_for_each_configured_command_and_all_its_keys() -> None:
     values = tomllib.loads(uncommented())
     commands = configured_commands()
-    assert {"normalize", "detect", "masks", "validate"} == {one.name for one in commands}
+    assert {"normalize", "detect", "masks", "validate"} < {one.name for one in commands}
     assert set(values) == {"dataset"} | {one.name for one in commands}
     assert set(values["dataset"]) == {"images", "masks", "recursive"}
     for one in commands:

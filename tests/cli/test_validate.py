@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from lora_prep.validate import CHECKS
+from lora_prep.validate import CHECKS, Level
 from tests.validate.made import Data, ellipse, encode, photo
 
 Run = Callable[..., Result]
@@ -152,10 +152,11 @@ def test_no_data_is_wrong_usage(
 def test_list_explains_every_check(lora_prep: Run) -> None:
     lines = lora_prep("validate", "--list").output
     for check in CHECKS:
-        assert f"{check.code}  {check.severity:7}  {check.title}\n" in lines
+        level = "" if check.level is Level.DEFAULT else f"  (--{check.level})"
+        assert f"{check.code}  {check.severity:7}  {check.title}{level}\n" in lines
     listed = json.loads(lora_prep("validate", "--list", "--json").output)["checks"]
     assert [check["code"] for check in listed] == [check.code for check in CHECKS]
-    assert all(list(c) == ["code", "title", "severity", "reason", "fix"] for c in listed)
+    assert all(list(c) == ["code", "title", "severity", "reason", "fix", "level"] for c in listed)
 
 
 def test_an_interrupt_exits_130(

@@ -16,5 +16,5 @@ def data(tmp_path: Path) -> Data:
     made.image("c.webp", encode(photo(), "WEBP"))
     for stem in ("a", "été 北京", "c"):
         made.mask(f"{stem}.png")
-    (made.faces / "a.txt").write_text("a photo of a face")
+    (made.faces / "notes.md").write_text("of two days")
     return made

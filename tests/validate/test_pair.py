@@ -11,7 +11,7 @@ from PIL import Image
 from lora_prep.dataset import Dataset
 from lora_prep.validate import PAIR_CHECKS
 from lora_prep.validate.listing import Listing
-from lora_prep.validate.pair import Pair, read_pair
+from lora_prep.validate.pair import Pair, Reading, read_pair
 from tests.validate.made import Data, ellipse, encode, photo
 
 SEEDS = [
@@ -31,7 +31,7 @@ def read(root: Path, content: bytes) -> Pair:
     data = Data(root)
     data.image("a.png", content)
     data.mask("a.png", content)
-    return read_pair(Listing.of(Dataset.at(root)), "a.png", "a.png", deep=True)
+    return read_pair(Listing.of(Dataset.at(root)), "a.png", "a.png", Reading(deep=True))
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -1,0 +1,251 @@
+"""What an identity loss costs in a training step, beside the usual recipe's.
+
+A UNet on 64×64 latents (512 px), TAESD's network as the decoder, IResNet-50 as the recogniser;
+weights are random, only times count. "naive" is the recipe: decode x0, detect, and run ONNX Runtime
+on the generated and on the real image at every step; it has no gradient at all. Gated steps: t is
+uniform and the term is on below a quarter of the timesteps, so a step in four; "every 4th" makes
+that one in sixteen. Times are medians of interleaved steps.
+
+    python -m benchmarks.identity [--device cuda] [--repeats N] [--json]
+
+Also: what decoding only the latents around the face changes in the pixels, by margin.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lora_prep.training import Diffusion, LossBatch, LossSum, Objective
+from lora_prep.training.identity import (
+    IdentityInputs,
+    IdentityTerm,
+    align_faces,
+    diffusers_decoder,
+    load_recogniser,
+)
+from lora_prep.training.identity.align import TEMPLATE
+from lora_prep.training.identity.decode import decode_faces
+
+DETECTOR = Path(__file__).parents[1] / "tests" / "assets" / "tiny_faces" / "det_tiny.onnx"
+LAYERS = {18: (2, 2, 2, 2), 50: (3, 4, 14, 3), 100: (3, 13, 30, 3)}
+MARGINS = (0, 2, 4, 6, 8, 12)
+
+
+class Block(nn.Module):
+    """IResNet's residual block."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.BatchNorm2d(inputs),
+            nn.Conv2d(inputs, outputs, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.PReLU(outputs),
+            nn.Conv2d(outputs, outputs, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        self.shortcut = (
+            nn.Sequential(nn.Conv2d(inputs, outputs, 1, 2, bias=False), nn.BatchNorm2d(outputs))
+            if stride == 2
+            else nn.Identity()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) to (B, outputs, H/stride, W/stride)."""
+        out: Tensor = self.body(x) + self.shortcut(x)
+        return out
+
+
+def iresnet(depth: int, width: int = 64) -> nn.Module:
+    """insightface's IResNet with random weights: (B, 3, 112, 112) to (B, 512)."""
+    layers: list[nn.Module] = [
+        nn.Conv2d(3, width, 3, 1, 1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.PReLU(width),
+    ]
+    before = width
+    for stage, count in enumerate(LAYERS[depth]):
+        after = width * 2**stage
+        for i in range(count):
+            layers.append(Block(before, after, 1 if i else 2))
+            before = after
+    layers += [nn.BatchNorm2d(before), nn.Dropout(0.0), nn.Flatten()]
+    layers += [nn.Linear(before * 49, 512), nn.BatchNorm1d(512)]
+    return nn.Sequential(*layers)
+
+
+def export(net: nn.Module, path: Path) -> Path:
+    """Write a recogniser as insightface's packs have it."""
+    torch.onnx.export(
+        net.eval(),
+        (torch.zeros(1, 3, 112, 112),),
+        str(path),
+        input_names=["input"],
+        output_names=["embedding"],
+        dynamic_axes={"input": {0: "batch"}, "embedding": {0: "batch"}},
+        opset_version=13,
+        dynamo=False,
+    )
+    return path
+
+
+def unet() -> nn.Module:
+    """16 million weights, without text."""
+    from diffusers import UNet2DModel
+
+    return UNet2DModel(
+        sample_size=64,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(96, 160, 256),
+        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        norm_num_groups=16,
+    )
+
+
+def naive(model: Path, device: str) -> Callable[[Tensor, Tensor], None]:
+    """The recipe's: a detector and ONNX Runtime, on two images, without gradient."""
+    from insightface.model_zoo import model_zoo
+
+    providers = ["CUDAExecutionProvider"] if device == "cuda" else ["CPUExecutionProvider"]
+    detector = model_zoo.get_model(str(DETECTOR), providers=providers)
+    recogniser = model_zoo.get_model(str(model), providers=providers)
+    detector.prepare(0 if device == "cuda" else -1, input_size=(640, 640), det_thresh=0.5)
+
+    def run(pixels: Tensor, landmarks: Tensor) -> None:
+        from insightface.utils.face_align import norm_crop
+
+        image = (
+            ((pixels[0].detach().clamp(-1, 1) + 1) * 127.5).permute(1, 2, 0).byte().cpu().numpy()
+        )
+        for picture in (image, image[:, ::-1].copy()):  # the generated one, the real one
+            detector.detect(picture)
+            recogniser.get_feat(norm_crop(picture, landmarks[0].numpy()))
+
+    return run
+
+
+def margins(vae: Any, landmarks: Tensor, device: str) -> dict[str, float]:
+    """RMS difference of the aligned crop to that of a whole decoding, part of its deviation."""
+    latents = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(3)).to(device)
+    decode = diffusers_decoder(vae)
+    found = {}
+    with torch.no_grad():
+        whole = align_faces(*decode_faces(latents, landmarks, decode, factor=8, margin=None))
+        for margin in MARGINS:
+            crop = align_faces(*decode_faces(latents, landmarks, decode, factor=8, margin=margin))
+            found[str(margin)] = float((crop - whole).square().mean().sqrt() / whole.std())
+    return found
+
+
+def measure(device: str, repeats: int, folder: Path) -> dict[str, Any]:
+    """Median seconds of each kind of step."""
+    from diffusers import AutoencoderTiny
+
+    torch.manual_seed(0)
+    path = export(iresnet(50), folder / "r50.onnx")
+    recogniser = load_recogniser(path, device=device)
+    vae = AutoencoderTiny().eval().requires_grad_(False).to(device)
+    model = unet().to(device)
+    objective = Objective("epsilon", torch.linspace(0.999, 0.005, 1000, device=device))
+    landmarks = (torch.tensor(TEMPLATE) * 1.2 + 180)[None]  # a face of 130 px
+    x0, noise = torch.randn(2, 1, 4, 64, 64, device=device).unbind()
+    term = IdentityTerm(recogniser, diffusers_decoder(vae))
+    base = LossSum({"diffusion": (1.0, Diffusion())})
+    ours = LossSum({"diffusion": (1.0, Diffusion()), "identity": (0.1, term)})
+    whole = LossSum(
+        {"diffusion": (1.0, Diffusion()), "identity": (0.1, replace(term, margin=None))}
+    )
+    recipe = naive(path, device)
+
+    def step(losses: LossSum, time_step: int, *, with_recipe: bool = False) -> float:
+        begin = _now(device)
+        host = torch.tensor([time_step])
+        t = host.to(device)
+        noisy = objective.add_noise(x0, noise, t)
+        pred = model(noisy, t).sample
+        inputs = IdentityInputs(landmarks, torch.ones(512), t=host)
+        batch = LossBatch(
+            pred, noise, objective=objective, timesteps=t, noisy=noisy, identity=inputs
+        )
+        if with_recipe:
+            with torch.no_grad():
+                recipe(vae.decode(objective.x0(noisy, pred, t)).sample, landmarks)
+        losses(batch).total.backward()
+        model.zero_grad()
+        return _now(device) - begin
+
+    kinds = {
+        "base": lambda: step(base, 100),
+        "naive": lambda: step(base, 100, with_recipe=True),
+        "whole": lambda: step(whole, 100),
+        "active": lambda: step(ours, 100),
+        "idle": lambda: step(ours, 600),
+    }
+    times: dict[str, list[float]] = {name: [] for name in kinds}
+    for run in range(repeats + 1):
+        for name, kind in kinds.items():
+            seconds = kind()
+            if run:  # the first warms up
+                times[name].append(seconds)
+    median = {name: statistics.median(values) for name, values in times.items()}
+    active, idle, one = median["active"], median["idle"], median["base"]
+    return {
+        "device": device,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "base_seconds": one,
+        "relative": {
+            "naive, detector and ONNX, no gradient": median["naive"] / one,
+            "ours, the whole image decoded, ungated": median["whole"] / one,
+            "ours, ungated": active / one,
+            "ours, gated at T/4": (active + 3 * idle) / 4 / one,
+            "ours, gated, every 4th": (active + 15 * idle) / 16 / one,
+        },
+        "margin": margins(vae, landmarks, device),
+    }
+
+
+def main() -> None:
+    """Measure, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(arguments.device, arguments.repeats, Path(folder))
+    if arguments.json:
+        print(json.dumps(found))
+        return
+    print(
+        f"{found['parameters'] / 1e6:.0f} M weights on {found['device']}: "
+        f"a step without identity takes {found['base_seconds'] * 1000:.0f} ms"
+    )
+    for name, value in found["relative"].items():
+        print(f"{name:42} {value:5.2f} × base")
+    print("\nmargin in latents: RMS difference to decoding everything, of the crop's deviation")
+    for name, value in found["margin"].items():
+        print(f"{name:>6} {value:8.4f}")
+
+
+def _now(device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""What the losses cost: `python -m benchmarks.losses` (`--device cuda` on a GPU).
+
+For one batch of latents, forward and forward with backward: our functions, eager and compiled,
+beside straightforward re-derivations of what the trainers do, and beside the memory bound: the
+time that reading and writing each tensor once takes at the bandwidth of a copy measured in the
+same run. The bound counts prediction and target read, and for backward the gradient written as
+well (the prediction and the target read again).
+
+On CUDA all of it is run once under `torch.cuda.set_sync_debug_mode("error")` before: whatever
+would wait for the device fails there.
+"""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import click
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lora_prep.training import (
+    InvertedMaskPrior,
+    LossBatch,
+    LossSum,
+    Masked,
+    PriorPreservation,
+    diffusion_loss,
+    face_weighted_loss,
+    inverted_mask_prior_loss,
+    masked_loss,
+    prior_preservation_loss,
+)
+
+Step = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One batch."""
+
+    target: Tensor
+    mask: Tensor
+    is_prior: Tensor
+    base: Tensor
+
+
+def trainers(i: Inputs) -> dict[str, Step]:
+    """The trainers' formulae, as one would write them down."""
+
+    def plain(pred: Tensor) -> Tensor:
+        return F.mse_loss(pred.float(), i.target.float())
+
+    def kohya(pred: Tensor) -> Tensor:
+        loss = F.mse_loss(pred.float(), i.target.float(), reduction="none")
+        return (loss * i.mask).mean([1, 2, 3]).mean()
+
+    def ai_toolkit(pred: Tensor) -> Tensor:
+        weights = i.mask.expand(pred.shape)
+        weights = weights / weights.mean()
+        return (F.mse_loss(pred.float(), i.target.float(), reduction="none") * weights).mean()
+
+    def onetrainer(pred: Tensor) -> Tensor:
+        clamped = i.mask.clamp(0.1, 1)
+        loss = F.mse_loss(pred.float(), i.target.float(), reduction="none") * clamped
+        return (loss.mean([1, 2, 3]) / clamped.mean([1, 2, 3])).mean()
+
+    return {
+        "mse_loss": plain,
+        "kohya": kohya,
+        "ai-toolkit": ai_toolkit,
+        "onetrainer, normalised": onetrainer,
+    }
+
+
+def ours(i: Inputs) -> dict[str, Step]:
+    """Ours; the number of tensors as large as the prediction that each reads is `READS`."""
+    losses = LossSum(
+        {
+            "masked": (1.0, Masked()),
+            "outside": (0.5, InvertedMaskPrior()),
+            "prior": (1.0, PriorPreservation()),
+        }
+    )
+
+    def total(pred: Tensor) -> Tensor:
+        batch = LossBatch(pred, i.target, mask=i.mask, is_prior=i.is_prior, base_pred=i.base)
+        return losses(batch).total
+
+    return {
+        "diffusion_loss": lambda p: diffusion_loss(p, i.target).mean(),
+        "masked_loss": lambda p: masked_loss(p, i.target, i.mask).mean(),
+        "masked_loss like kohya": lambda p: masked_loss(p, i.target, i.mask, like="kohya").mean(),
+        "masked_loss like ai-toolkit": lambda p: masked_loss(
+            p, i.target, i.mask, like="ai-toolkit"
+        ).mean(),
+        "face_weighted_loss": lambda p: face_weighted_loss(p, i.target, i.mask, weight=1.0).mean(),
+        "inverted_mask_prior_loss": lambda p: inverted_mask_prior_loss(p, i.base, i.mask).mean(),
+        "prior_preservation_loss": lambda p: prior_preservation_loss(
+            p, i.target, i.is_prior, weight=1.0
+        ).mean(),
+        "LossSum of masked, outside, prior": total,
+    }
+
+
+READS = {"LossSum of masked, outside, prior": 3}
+"""Tensors of the prediction's size that are read; 2 where not named."""
+
+
+def seconds(work: Callable[[], object], device: torch.device, enough: float) -> float:
+    """The shortest of at least five runs, within about so many seconds."""
+    cuda = device.type == "cuda"
+    for _ in range(3):
+        work()
+    times: list[float] = []
+    start = time.perf_counter()
+    while len(times) < 5 or time.perf_counter() - start < enough:
+        if cuda:
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in "be")  # type: ignore[no-untyped-call]
+            torch.cuda.synchronize()
+            begin.record()
+            work()
+            end.record()
+            torch.cuda.synchronize()
+            times.append(begin.elapsed_time(end) / 1000)
+        else:
+            before = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - before)
+    return statistics.median(times) if cuda else min(times)
+
+
+def both(step: Step, pred: Tensor, device: torch.device, enough: float) -> tuple[float, float]:
+    """Seconds for forward, and for forward with backward."""
+    learned = pred.clone().requires_grad_()
+
+    def backward() -> None:
+        learned.grad = None
+        step(learned).backward()  # type: ignore[no-untyped-call]
+
+    def forward() -> None:
+        with torch.no_grad():
+            step(pred)
+
+    return seconds(forward, device, enough), seconds(backward, device, enough)
+
+
+def bandwidth(like: Tensor, enough: float) -> float:
+    """Bytes a second, read and written, of a copy of a tensor as large."""
+    copy = torch.empty_like(like)
+    return 2 * like.nbytes / seconds(lambda: copy.copy_(like), like.device, enough)
+
+
+def prove_no_sync(steps: dict[str, Step], pred: Tensor) -> None:
+    """Run everything with waiting for the device forbidden."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for step in steps.values():
+            learned = pred.clone().requires_grad_()
+            step(learned).backward()  # type: ignore[no-untyped-call]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def row(what: str, how: str, times: tuple[float, float], bounds: tuple[float, float]) -> str:
+    cells = [f"{1e3 * t:.3f} ms | {t / b:.1f}" for t, b in zip(times, bounds, strict=True)]
+    return f"| {what} | {how} | {' | '.join(cells)} |"
+
+
+@click.command(help=__doc__)
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--shape", default="8,16,128,128", show_default=True)
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32")
+@click.option("--threads", default=1, show_default=True, help="Of the CPU.")
+@click.option("--enough", default=0.15, show_default=True, help="Seconds a measurement.")
+def main(device: str, shape: str, dtype: str, threads: int, enough: float) -> None:
+    torch.set_num_threads(threads)
+    where = torch.device(device)
+    size = tuple(int(n) for n in shape.split(","))
+    kind = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+    torch.manual_seed(0)
+    pred, target, base = (torch.randn(size).to(where, kind) for _ in range(3))
+    mask = (torch.rand(size[0], 1, *size[2:]) > 0.7).float().to(where)
+    is_prior = (torch.arange(size[0]) >= size[0] // 2).to(where)
+    inputs = Inputs(target, mask, is_prior, base)
+    peers, mine = trainers(inputs), ours(inputs)
+    cuda = where.type == "cuda"
+    name = torch.cuda.get_device_name(where) if cuda else platform.machine()
+    print(
+        f"{name}, torch {torch.__version__}, {shape} {dtype}, {pred.nbytes / 1e6:.1f} MB a tensor"
+    )
+    if cuda:
+        prove_no_sync(mine, pred)
+        print('no host synchronisation: ran under torch.cuda.set_sync_debug_mode("error")')
+    else:
+        print(f"{threads} thread(s), load average before: {os.getloadavg()[0]:.1f}")
+    speed = bandwidth(pred, enough)
+    print(f"copy: {speed / 1e9:.1f} GB/s read and written\n")
+    print(
+        "| what | how | forward | × bound | forward and backward | × bound |\n" + "|---" * 6 + "|"
+    )
+    one = pred.nbytes / speed
+    for what, step in {**peers, **mine}.items():
+        reads = READS.get(what, 2)
+        bounds = (reads * one, (2 * reads + 1) * one)
+        print(row(what, "eager", both(step, pred, where, enough), bounds))
+        compiled = torch.compile(step, fullgraph=True, dynamic=False)
+        if what in mine or what == "mse_loss":
+            print(row(what, "compiled", both(compiled, pred, where, enough), bounds))
+    print(f"\nload average after: {os.getloadavg()[0]:.1f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""`lora-prep embed`."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lora_prep.cli import options
+from lora_prep.cli.config import ConfiguredCommand
+from lora_prep.cli.presets import PRESETS, detector_spec
+
+if TYPE_CHECKING:
+    from lora_prep.backends import DetectorSpec, RecogniserSpec
+    from lora_prep.embeddings import Embeddings
+    from lora_prep.stages.subject import Best, Survey
+    from lora_prep.types import Json, Outcome
+
+
+@click.command(
+    "embed",
+    cls=ConfiguredCommand,
+    epilog="""\b
+Examples:
+  lora-prep embed data/faces                      writes data/embeddings.safetensors
+  lora-prep embed data/faces --reference me.jpg   who is like the person in me.jpg?
+  lora-prep embed data/faces --detector yunet --recogniser sface   weights free for any use
+""",
+)
+@options.images_argument
+@options.recursive_option
+@click.option(
+    "--preset",
+    type=click.Choice(["best", "fast", "embedded"]),
+    default="best",
+    show_default=True,
+    help="Models: best = insightface buffalo_l, fast = buffalo_sc. `embedded` has none for this.",
+)
+@click.option(
+    "--reference",
+    "references",
+    multiple=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="A picture of the person meant (its largest face); may be given several times.  "
+    "[default: the most typical face of the set]",
+)
+@click.option(
+    "--min-similarity",
+    type=click.FloatRange(-1, 1),
+    help="A face less like the reference is somebody else's.  [default: arcface 0.28, sface 0.363]",
+)
+@click.option(
+    "--recogniser",
+    type=click.Choice(["arcface", "sface"]),
+    default="arcface",
+    show_default=True,
+    help="arcface = insightface's; sface = OpenCV's, whose weights are free for any use.",
+)
+@click.option(
+    "--recogniser-model",
+    metavar="NAME|PATH",
+    help="arcface: a pack's name, a folder of ONNX files or one ONNX file; sface: an ONNX file.  "
+    "[default: the detector's pack, or the preset's]",
+)
+@options.detector_options
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    default=8,
+    show_default=True,
+    help="Images whose faces are recognised together.",
+)
+@options.running_options
+def command(
+    images: Path | None,
+    recursive: bool,
+    references: tuple[Path, ...],
+    min_similarity: float | None,
+    recogniser: Any,
+    recogniser_model: str | None,
+    batch_size: int,
+    running: options.Running,
+    **models: Any,
+) -> None:
+    """Say who is in each image: a vector for every face, and how much it is like the reference.
+
+    Writes embeddings.safetensors beside the image folder, one row a face. Lists images that may not
+    show the same person, and those that are nearly the same. Images that have not changed are not
+    looked at again. `lora-prep masks --faces reference` then masks the person meant alone.
+    The vectors are biometric data: have the person's consent.
+    """
+    from lora_prep.cli.console import run_stage
+    from lora_prep.dataset import Dataset
+    from lora_prep.stages import embed
+
+    for path in references:
+        if not path.is_file():
+            raise click.UsageError(f"--reference: there is no file {path}")
+    dataset = Dataset.at(options.required(images), recursive=recursive)
+    detector = detector_spec(**models)
+    stage = embed.EmbedFaces(
+        dataset,
+        detector,
+        recogniser_spec(recogniser, recogniser_model, detector, models["preset"], models["device"]),
+        references=tuple(dict.fromkeys(Path(os.path.abspath(path)) for path in references)),  # noqa: PTH100 keeps links
+        min_similarity=min_similarity,
+        batch_size=batch_size,
+    )
+    if not running.force:
+        embed.check_target(dataset)
+
+    def finish(outcomes: "Sequence[Outcome]") -> "tuple[dict[str, Json], Iterator[str]]":
+        from lora_prep.stages.subject import survey
+        from lora_prep.types import Status
+
+        failed = {outcome.key for outcome in outcomes if outcome.status is Status.FAILED}
+        embeddings = embed.finish(stage, failed)
+        found = survey(embeddings)
+        lines = iter(()) if running.quiet else report(embeddings, found, verbose=running.verbose)
+        return document(embeddings, found), lines
+
+    run_stage(
+        stage,
+        dataset.root,
+        dataset.embeddings,
+        running,
+        finish=finish,
+    )
+
+
+def recogniser_spec(
+    name: Any, model: str | None, detector: "DetectorSpec", preset: str, device: str
+) -> "RecogniserSpec":
+    """The recogniser that the options mean; a licence to accept is asked for.
+
+    arcface comes from the pack of the detector, where that is insightface's, else the preset's.
+    """
+    from lora_prep.backends import RecogniserSpec, weights
+
+    if model is None and name == "arcface":
+        pack = detector if detector.name == "insightface" else PRESETS[preset][0]
+        model = pack.model
+    spec = RecogniserSpec(name, model or "", device)
+    if spec.name == "arcface" and weights.is_licensed(spec.model or weights.DEFAULT_PACK):
+        options.ask_for_license(click.get_current_context().params["accept_license"])
+    return spec
+
+
+def document(embeddings: "Embeddings", found: "Survey | None") -> "dict[str, Json]":
+    """What --json adds to the items."""
+    about = dict(embeddings.metadata)
+    reference = json.loads(about.pop("reference", "[]"))
+    return {
+        "faces": len(embeddings),
+        "without_face": list(embeddings.faceless),
+        "metadata": about,
+        "reference": reference,
+        "identity": found.to_json() if found else None,
+    }
+
+
+def report(embeddings: "Embeddings", found: "Survey | None", *, verbose: bool) -> Iterator[str]:
+    """Who is who, in lines."""
+    from lora_prep.cli.console import name
+
+    about = embeddings.metadata
+    images = len(set(embeddings.names))
+    yield f"{len(embeddings)} faces in {images} images by {about['model']}"
+    yield f"licence of its weights: {about['license']}"
+    if found is None:
+        return
+    chosen = [f"{name(r['image'])} (face {r['face']})" for r in json.loads(about["reference"])]
+    given = about["reference_kind"] == "given"
+    kind = "" if given else ", the most typical face; --reference IMG takes another"
+    yield f"reference: {', '.join(chosen)}{kind}"
+    alike = len(found.best) - len(found.others)
+    median = "" if found.median is None else f", their median similarity is {found.median:.2f}"
+    yield f"{alike} of {len(found.best)} images show that person{median}"
+    yield from _listed(
+        f"not the same person? (below {found.min_similarity:.2f})", found.others, verbose
+    )
+    yield from _listed(
+        f"unlike the others (below {found.bound:.2f}: 3.5 robust standard deviations)",
+        found.unlike,
+        verbose,
+    )
+    if found.near_duplicates:
+        yield "nearly the same picture of the same face; trainers see it more often than the rest:"
+        for a, b, cosine in _first(found.near_duplicates, verbose):
+            yield f"  {cosine:5.2f}  {name(a)}  {name(b)}"
+        yield from _more(len(found.near_duplicates), verbose)
+
+
+def _listed(title: str, faces: "Sequence[Best]", verbose: bool) -> Iterator[str]:
+    """A title and the faces below it, the least similar first; nothing where there is none."""
+    from lora_prep.cli.console import name
+
+    if not faces:
+        return
+    yield f"{title}:"
+    for best in _first(sorted(faces, key=lambda b: b.similarity), verbose):
+        yield f"  {best.similarity:5.2f}  {name(best.image)} (face {best.face})"
+    yield from _more(len(faces), verbose)
+
+
+def _first(found: "Sequence[Any]", verbose: bool) -> "Sequence[Any]":
+    from lora_prep.cli.console import SHOWN
+
+    return found if verbose else found[:SHOWN]
+
+
+def _more(count: int, verbose: bool) -> Iterator[str]:
+    from lora_prep.cli.console import SHOWN
+
+    if count > SHOWN and not verbose:
+        yield f"  ... and {count - SHOWN} more (--verbose or --json lists all)"

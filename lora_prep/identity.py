@@ -1,0 +1,165 @@
+"""Who is who, from embeddings: arrays in, arrays out.
+
+A similarity is the cosine of two unit vectors: about 0 for two people, and the nearer to 1 the more
+two pictures show the same one.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TypeAlias
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt64
+
+from lora_prep.types import Image
+
+Vectors: TypeAlias = Float[np.ndarray, "n d"]
+
+MANY = 2048
+"""The medoid of more faces is looked for among this many, evenly spaced, over as many images."""
+
+SPREAD = 3.5
+"""An image is unlike the others this many robust standard deviations below their median."""
+
+LEAST_SPREAD = 0.02
+"""Smaller standard deviations are taken for this: cosines of copies differ by hardly anything."""
+
+SAME_VIEW = 0.9
+"""Near-duplicates show a face this similar ..."""
+
+SAME_PICTURE = 6
+"""... in pictures whose difference hashes differ in at most so many of 64 bits. The embedding alone
+is not enough (it is made to be blind to pose, light and clothes), nor is the hash alone (different
+people before the same backdrop)."""
+
+_BLOCK = 1024
+
+
+def similarities(vectors: Vectors, references: Float[np.ndarray, "r d"]) -> Float[np.ndarray, " n"]:
+    """Each face's cosine to the reference that it is most like, float32."""
+    best = np.full(len(vectors), -1, np.float32)
+    for reference in references:
+        np.maximum(best, np.clip(vectors @ reference, -1, 1), out=best)
+    return best
+
+
+def starts(images: Sequence[str]) -> Int[np.ndarray, " k"]:
+    """The first row of each image; an image's rows follow each other."""
+    return np.array([i for i, name in enumerate(images) if i == 0 or images[i - 1] != name], int)
+
+
+def medoid(vectors: Vectors, firsts: Int[np.ndarray, " k"]) -> int:
+    """The row of the most typical face: the one whose like is in the most other images.
+
+    `firsts` are the images' first rows. How well a face is like an image is its cosine to the face
+    of it that is most like, so that somebody who stands beside the subject now and then is not the
+    answer; near-duplicates of a face do not count for it. The first of equal rows. Of more than
+    2048 faces and images, every so many-th is taken.
+    Raises ValueError where there is no row.
+    """
+    if not len(vectors):
+        raise ValueError("there is no face")
+    step = -(-len(vectors) // MANY)
+    candidates = np.arange(0, len(vectors), step)
+    bounds = np.append(firsts, len(vectors))
+    chosen = range(0, len(firsts), -(-len(firsts) // MANY))
+    total, count = np.zeros(len(candidates)), np.zeros(len(candidates))
+    for k in chosen:
+        begin, end = bounds[k], bounds[k + 1]
+        best = (vectors[candidates] @ vectors[begin:end].T).max(1)
+        own = (candidates >= begin) & (candidates < end)
+        counts = ~own & (best < SAME_VIEW)
+        total += np.where(counts, best, 0)
+        count += counts
+    mean = np.where(count > 0, total / np.maximum(count, 1), SAME_VIEW)
+    return int(candidates[mean.round(6).argmax()])
+
+
+def best_rows(
+    similarity: Float[np.ndarray, " n"], firsts: Int[np.ndarray, " k"]
+) -> Int[np.ndarray, " k"]:
+    """Of each image, the row of the face with the highest similarity; the first of equal ones."""
+    bounds = np.append(firsts, len(similarity))
+    return np.array([b + int(similarity[b:e].argmax()) for b, e in pairwise(bounds)], int)
+
+
+@dataclass(frozen=True, slots=True)
+class Outliers:
+    """Images that may not show the person meant."""
+
+    others: Bool[np.ndarray, " k"]
+    """Similarity below the model's threshold: not the same person?"""
+    unlike: Bool[np.ndarray, " k"]
+    """Above it, and still far below the others: an odd picture?"""
+    median: float
+    bound: float
+    """Below it an image is unlike the others: median − 3.5 × 1.4826 × median absolute deviation,
+    of the images that are no outliers by the threshold."""
+
+
+def outliers(best: Float[np.ndarray, " k"], min_similarity: float) -> Outliers:
+    """Which images stand out, by the similarity of each image's best face.
+
+    The rule with the median is Iglewicz and Hoaglin's (1993): 3.5 robust standard deviations.
+    """
+    others = best < min_similarity
+    inside = best[~others]
+    if not len(inside):
+        return Outliers(others, np.zeros(len(best), bool), float("nan"), min_similarity)
+    median = float(np.median(inside))
+    deviation = max(1.4826 * float(np.median(abs(inside - median))), LEAST_SPREAD)
+    bound = max(median - SPREAD * deviation, min_similarity)
+    return Outliers(others, ~others & (best < bound), median, bound)
+
+
+def difference_hash(image: Image) -> int:
+    """64 bits that say where the picture grows brighter from left to right, in 8 rows of 8.
+
+    They stay when it is scaled, compressed or made brighter. Source: N. Krawetz, 2013 ("dHash").
+    """
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    small = cv2.resize(grey, (9, 8), interpolation=cv2.INTER_AREA).astype(np.int16)
+    bits = (small[:, 1:] > small[:, :-1]).ravel()
+    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+
+
+def near_duplicates(
+    vectors: Vectors, hashes: UInt64[np.ndarray, " n"], rows: Int[np.ndarray, " k"]
+) -> list[tuple[int, int, float]]:
+    """Pairs of images that are nearly the same picture of the same face: row, row, cosine.
+
+    `rows` has one row for each image to compare. All pairs within 6 bits are found: of seven
+    parts of the hash, at least one is then equal, so only images that share one are compared.
+    """
+    found: dict[tuple[int, int], float] = {}
+    for a, b in _candidates(hashes[rows]):
+        left, right = rows[a], rows[b]
+        cosines = np.einsum("ij,ij->i", vectors[left], vectors[right])
+        for i in np.flatnonzero(cosines >= SAME_VIEW):
+            found[int(left[i]), int(right[i])] = float(cosines[i])
+    return [(left, right, cosine) for (left, right), cosine in sorted(found.items())]
+
+
+def _candidates(
+    hashes: UInt64[np.ndarray, " k"],
+) -> Iterator[tuple[Int[np.ndarray, " p"], Int[np.ndarray, " p"]]]:
+    """Index pairs (a < b) of hashes that differ in at most SAME_PICTURE bits, in blocks."""
+    parts = SAME_PICTURE + 1
+    edges = [64 * i // parts for i in range(parts + 1)]
+    for low, high in pairwise(edges):
+        part = (hashes >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
+        order = np.argsort(part, kind="stable")
+        ends = np.append(np.flatnonzero(np.diff(part[order])) + 1, len(order))
+        begin = 0
+        for end in ends:
+            group, begin = np.sort(order[begin:end]), end
+            for start in range(0, len(group), _BLOCK):
+                block = group[start : start + _BLOCK]
+                rest = group[start:]
+                apart = np.bitwise_count(hashes[block, None] ^ hashes[None, rest])
+                a, b = np.nonzero(apart <= SAME_PICTURE)
+                ordered = block[a] < rest[b]
+                if ordered.any():
+                    yield block[a[ordered]], rest[b[ordered]]

@@ -1,0 +1,385 @@
+"""LoRA files: which blocks one really touches, one taken apart by blocks, several put together.
+
+Only safetensors. The namings of diffusers, PEFT, Black Forest Labs (ComfyUI, ai-toolkit) and kohya
+(sd-scripts, musubi) are read; what is written has the naming that was read.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_prep.errors import UsageError
+from lora_prep.training.targets import meta, names
+from lora_prep.training.targets.families import Model
+from lora_prep.training.targets.names import Block, Key, Role
+from lora_prep.training.targets.select import Selection
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ADAPTER = "lora_adapter_metadata"
+"""Where diffusers keeps PEFT's configuration (ranks, alphas) in a file's metadata, as JSON."""
+
+SELECTION = "lora_prep.selection"
+"""Where `split` notes what a part is."""
+
+MERGED = "lora_prep.merged"
+"""Where `merge` notes what it put together."""
+
+
+@dataclass(frozen=True)
+class Module:
+    """The tensors of one adapted module."""
+
+    stem: str
+    name: str
+    block: Block | None
+    """None for text encoders and for modules outside of blocks."""
+    keys: tuple[str, ...]
+    down: str | None
+    up: str | None
+    alpha: str | None
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA file in memory."""
+
+    path: Path
+    tensors: Mapping[str, "Tensor"]
+    """In the file's order."""
+    metadata: Mapping[str, str]
+
+    @cached_property
+    def model(self) -> Model:
+        """The blocks and layers that the file has. Raises UsageError where it has none."""
+        shapes = {key: tuple(tensor.shape) for key, tensor in self.tensors.items()}
+        return meta.from_keys(shapes, str(self.path))
+
+    @cached_property
+    def modules(self) -> tuple[Module, ...]:
+        """The adapted modules, in the file's order."""
+        together: dict[str, list[tuple[str, Key]]] = {}
+        for key in self.tensors:
+            parsed = names.parse(key)
+            together.setdefault(parsed.stem, []).append((key, parsed))
+        found = []
+        for stem, members in together.items():
+            roles = {parsed.role: key for key, parsed in members}
+            place = names.place(members[0][1].module)
+            found.append(
+                Module(
+                    stem,
+                    members[0][1].module,
+                    place.block if place else None,
+                    tuple(key for key, _ in members),
+                    roles.get(Role.DOWN),
+                    roles.get(Role.UP),
+                    roles.get(Role.ALPHA),
+                )
+            )
+        return tuple(found)
+
+    @cached_property
+    def style(self) -> str:
+        """How its keys are written, for people and for comparison: files merge within one style."""
+        for module in self.modules:
+            if module.down is not None and module.block is not None:
+                parsed = names.parse(module.down)
+                place = names.place(parsed.module)
+                naming = place.naming.value if place else ""
+                suffix = module.down[len(module.stem) :]
+                return f"{parsed.prefix}({naming} names){suffix}"
+        return ""
+
+
+def read(path: Path) -> Lora:
+    """Read a LoRA file whole. Raises UsageError where it is none."""
+    shapes, metadata = meta.read_header(path)
+    if path.suffix != ".safetensors":
+        raise UsageError(f"{path}: only .safetensors files are read")
+    roles = {names.parse(key).role for key in shapes}
+    if not {Role.DOWN, Role.UP} <= roles:
+        other = any(".hada_" in key or ".lokr_" in key or ".oft_" in key for key in shapes)
+        what = "a LoHa, LoKr or OFT" if other else "no LoRA: it has no lora_A and lora_B"
+        raise UsageError(f"{path} is {what}; this works on LoRA files")
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+    return Lora(path, {key: tensors[key] for key in shapes}, metadata)
+
+
+def write(
+    path: Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str], *, force: bool = False
+) -> None:
+    """Write a LoRA file, whole or not at all. Raises UsageError where it may not or cannot be."""
+    from safetensors.torch import save_file
+
+    if path.suffix != ".safetensors":
+        raise UsageError(f"{path}: LoRA files are written as .safetensors")
+    if path.exists() and not force:
+        raise UsageError(f"{path} exists already: give another name, or --force to replace it")
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({k: t.contiguous() for k, t in tensors.items()}, part, dict(metadata) or None)
+        part.replace(path)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------------------- check
+@dataclass(frozen=True, slots=True)
+class Touch:
+    """What a LoRA does to one block, or to the modules outside of blocks."""
+
+    label: str
+    block: Block | None
+    modules: int
+    zero: int
+    """Modules whose B·A is exactly 0: they were never trained."""
+    ranks: tuple[int, ...]
+    norm: float
+    """Frobenius norm of all the block's (alpha / rank)·B·A together; nan for a broken file."""
+
+
+def touches(lora: Lora) -> list[Touch]:
+    """What the LoRA does to each block that it has, in the model's order; text encoders last."""
+    grouped: dict[str, list[Module]] = {}
+    for module in lora.modules:
+        grouped.setdefault(_label(module), []).append(module)
+    found = [_touch(label, modules, lora) for label, modules in grouped.items()]
+    return sorted(found, key=lambda t: (t.block is None, t.block or Block("", (0,)), t.label))
+
+
+def _label(module: Module) -> str:
+    if module.block is not None:
+        return module.block.label
+    text = module.stem.startswith(("lora_te", "text_encoder"))
+    return "text encoder" if text else "outside of blocks"
+
+
+def _touch(label: str, modules: Sequence[Module], lora: Lora) -> Touch:
+    norms, ranks = [], set()
+    for module in modules:
+        if module.down is None or module.up is None:
+            raise UsageError(
+                f"{lora.path}: {module.stem} has only a half of its LoRA "
+                f"({', '.join(module.keys)}): the file is not whole, or not a LoRA throughout"
+            )
+        down, up = lora.tensors[module.down], lora.tensors[module.up]
+        ranks.add(down.shape[0])
+        norms.append(abs(scale(lora, module)) * product_norm(down, up))
+    total = math.sqrt(sum(n * n for n in norms))
+    return Touch(
+        label, modules[0].block, len(modules), norms.count(0.0), tuple(sorted(ranks)), total
+    )
+
+
+def product_norm(down: "Tensor", up: "Tensor") -> float:
+    """Frobenius norm of up @ down, without making the product: sqrt(tr(BᵀB · AAᵀ))."""
+    a = down.flatten(1).double()
+    b = up.flatten(1).double()
+    if a.shape[0] != b.shape[1]:
+        raise UsageError(f"ranks of A and B differ: {a.shape[0]} and {b.shape[1]}")
+    squared = float(((b.T @ b) * (a @ a.T).T).sum())
+    return math.nan if math.isnan(squared) else math.sqrt(max(squared, 0.0))
+
+
+def scale(lora: Lora, module: Module) -> float:
+    """alpha / rank of a module: from the file's tensors, or PEFT's configuration, else 1."""
+    assert module.down is not None
+    rank = lora.tensors[module.down].shape[0]
+    if module.alpha is not None:
+        return float(lora.tensors[module.alpha].float().item()) / rank
+    config = _peft_config(lora.metadata)
+    prefix = names.parse(module.down).prefix
+    alpha = config.get(f"{prefix}lora_alpha")
+    for name, value in (config.get(f"{prefix}alpha_pattern") or {}).items():
+        if module.name == name or module.name.endswith(f".{name}"):
+            alpha = value
+    if alpha is None:
+        return 1.0
+    root = bool(config.get(f"{prefix}use_rslora"))
+    return float(alpha) / (math.sqrt(rank) if root else rank)
+
+
+def _peft_config(metadata: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        config = json.loads(metadata.get(ADAPTER, "{}"))
+    except ValueError:
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+# ---------------------------------------------------------------------------- split
+def split(lora: Lora, selection: Selection) -> tuple[dict[str, "Tensor"], dict[str, "Tensor"]]:
+    """The tensors in the selected blocks, and all others. Each is in one of the two, unchanged.
+
+    Raises UsageError where the LoRA has none of the blocks.
+    """
+    blocks = set(selection.blocks)
+    chosen = {key for m in lora.modules if m.block in blocks for key in m.keys}
+    if not chosen:
+        raise UsageError(f"{lora.path} has none of {names.labels(blocks)}")
+    inside = {key: tensor for key, tensor in lora.tensors.items() if key in chosen}
+    outside = {key: tensor for key, tensor in lora.tensors.items() if key not in chosen}
+    return inside, outside
+
+
+# ---------------------------------------------------------------------------- merge
+def merge(
+    loras: Sequence[Lora], strengths: Sequence[float]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """One LoRA that does what all do together, each at its strength; and its metadata.
+
+    A strength multiplies B alone, so that it counts once: B-LoRA's official `scale_lora`
+    multiplies A and B, which makes 0.5 a quarter. Modules that only one file has are taken over
+    as they are (bit for bit at strength 1); of a module that several have, the ranks add up:
+    A = [A1; A2], B = [s1·B1, s2·B2], which is the exact sum.
+    Raises UsageError where the files name their modules in different ways.
+    """
+    _check_same_style(loras)
+    bake = _must_bake(loras)
+    owners: dict[str, list[int]] = {}
+    for i, lora in enumerate(loras):
+        for module in lora.modules:
+            owners.setdefault(module.stem, []).append(i)
+    tensors: dict[str, Tensor] = {}
+    for stem, indices in owners.items():
+        parts = [
+            (loras[i], next(m for m in loras[i].modules if m.stem == stem), strengths[i])
+            for i in indices
+        ]
+        tensors.update(_alone(*parts[0], bake=bake) if len(parts) == 1 else _summed(parts))
+    return tensors, _merged_metadata(loras, strengths, bake)
+
+
+def _alone(lora: Lora, module: Module, strength: float, *, bake: bool) -> dict[str, "Tensor"]:
+    tensors = {key: lora.tensors[key] for key in module.keys}
+    if module.up is None or module.down is None:
+        if strength != 1:
+            raise UsageError(f"{lora.path}: {module.stem} is no plain LoRA and cannot be scaled")
+        return tensors
+    factor = strength * (scale(lora, module) if bake and module.alpha is None else 1.0)
+    if factor != 1:
+        if any(names.parse(key).role is Role.OTHER for key in module.keys):
+            raise UsageError(
+                f"{lora.path}: {module.stem} is a DoRA, whose strength is no factor: merge at 1"
+            )
+        tensors[module.up] = _times(lora.tensors[module.up], factor)
+    return tensors
+
+
+def _times(tensor: "Tensor", factor: float) -> "Tensor":
+    """The product in float32 (float64 for float64), rounded once to the tensor's own type."""
+    import torch
+
+    wide = torch.promote_types(tensor.dtype, torch.float32)
+    return (tensor.to(wide) * factor).to(tensor.dtype)
+
+
+def _summed(parts: Sequence[tuple[Lora, Module, float]]) -> dict[str, "Tensor"]:
+    import torch
+
+    downs, ups = [], []
+    for lora, module, strength in parts:
+        if module.down is None or module.up is None or len(module.keys) - bool(module.alpha) > 2:
+            raise UsageError(
+                f"{lora.path}: {module.stem} is in several of the files, and no plain LoRA (DoRA, "
+                "LoHa, LoKr): it cannot be added"
+            )
+        down, up = lora.tensors[module.down], lora.tensors[module.up]
+        wide = torch.promote_types(down.dtype, torch.float32)
+        downs.append(down.to(wide))
+        ups.append(up.to(wide) * (strength * scale(lora, module)))
+    first, module, _ = parts[0]
+    assert module.down is not None
+    assert module.up is not None
+    if len({d.shape[1:] for d in downs}) > 1 or len({(u.shape[0], *u.shape[2:]) for u in ups}) > 1:
+        raise UsageError(f"{module.stem} has another shape in {parts[1][0].path}: another model")
+    down, up = torch.cat(downs), torch.cat(ups, dim=1)
+    tensors = {
+        module.down: down.to(first.tensors[module.down].dtype),
+        module.up: up.to(first.tensors[module.up].dtype),
+    }
+    alpha = next(((lo, m.alpha) for lo, m, _ in parts if m.alpha is not None), None)
+    if alpha is not None:  # its scale is in B now: alpha = rank
+        lora, key = alpha
+        tensors[key] = torch.full_like(lora.tensors[key], float(down.shape[0]))
+    return tensors
+
+
+def _check_same_style(loras: Sequence[Lora]) -> None:
+    styles = {lora.style: lora.path for lora in loras if lora.style}
+    known = {x.model.family: x.path for x in loras if x.style and x.model.family != "unknown"}
+    if len(styles) > 1:
+        listed = "; ".join(f"{path}: {style}" for style, path in styles.items())
+        raise UsageError(
+            f"the files name their modules in different ways ({listed}): nothing reads a file with "
+            "both. Convert one of them first"
+        )
+    if len(known) > 1:
+        listed = ", ".join(f"{path} is for {family}" for family, path in known.items())
+        raise UsageError(f"the files are for different models: {listed}")
+
+
+def _configs_but_targets(loras: Sequence[Lora]) -> list[dict[str, Any]]:
+    configs = [_peft_config(lora.metadata) for lora in loras]
+    return [
+        {k: v for k, v in config.items() if k.rpartition(".")[2] != "target_modules"}
+        for config in configs
+    ]
+
+
+def _must_bake(loras: Sequence[Lora]) -> bool:
+    """Whether PEFT's configuration in the metadata cannot hold for the merged file.
+
+    It states ranks and alphas for the whole file. Where the files disagree, or ranks add up, it is
+    left out, and the scale goes into B.
+    """
+    configs = _configs_but_targets(loras)
+    if not any(configs):
+        return False
+    stems = [module.stem for lora in loras for module in lora.modules]
+    return any(config != configs[0] for config in configs) or len(set(stems)) < len(stems)
+
+
+def _merged_metadata(
+    loras: Sequence[Lora], strengths: Sequence[float], bake: bool
+) -> dict[str, str]:
+    """What all files say; where they differ, the first one's, and the others' with their number."""
+    merged: dict[str, str] = {}
+    parts = []
+    for i, (lora, strength) in enumerate(zip(loras, strengths, strict=True)):
+        part: dict[str, Any] = {"file": lora.path.name, "strength": strength}
+        for key, value in lora.metadata.items():
+            if key == SELECTION:
+                part["selection"] = value
+            elif key == ADAPTER:
+                if not bake:
+                    merged[ADAPTER] = _joined_targets(merged.get(ADAPTER), value)
+            elif merged.setdefault(key, value) != value:
+                merged[f"{key}.{i + 1}"] = value
+        parts.append(part)
+    return {**merged, MERGED: json.dumps(parts)}
+
+
+def _joined_targets(first: str | None, second: str) -> str:
+    if first is None or first == second:
+        return second
+    config, other = json.loads(first), json.loads(second)
+    for key, value in other.items():
+        if key.rpartition(".")[2] == "target_modules" and isinstance(value, list):
+            config[key] = sorted({*config.get(key, []), *value})
+    return json.dumps(config)

@@ -1,0 +1,137 @@
+"""Real, tiny pipelines: what is told before loading, and what is drawn."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lora_prep.backends.diffusers_pipeline import (
+    Description,
+    DiffusersPainter,
+    PipelineSpec,
+    Request,
+    Sampling,
+    find,
+    to_image,
+)
+from lora_prep.errors import BackendError, UsageError
+from tests.fakes.tiny_pipelines import FAMILIES, build, saved
+
+REQUESTS = [Request("a dog", 1), Request("a cat", 2), Request("a person", 3)]
+
+
+@pytest.fixture(scope="module")
+def sd15(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved("sd15", tmp_path_factory.mktemp("pipelines") / "sd15")
+
+
+def painter(folder: Path, batch_size: int, **options) -> DiffusersPainter:
+    return DiffusersPainter(
+        PipelineSpec(folder, device="cpu", **options), Sampling(64, 64, 2), batch_size
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_draws_the_same_bytes_alone_and_in_company(family, tmp_path):
+    pipeline = painter(saved(family, tmp_path), batch_size=3)
+    together = pipeline.draw(REQUESTS)
+    alone = [pipeline.draw([request])[0] for request in reversed(REQUESTS)][::-1]
+    assert [image.shape for image in together] == [(64, 64, 3)] * 3
+    assert all(np.array_equal(a, b) for a, b in zip(together, alone, strict=True))
+    assert len({image.tobytes() for image in together}) == 3, "each has a seed of its own"
+
+
+def test_the_prompt_counts(sd15):
+    pipeline = painter(sd15, 1)
+    dog, cat = (pipeline.draw([Request(word, 1)])[0] for word in ("a dog", "a cat"))
+    assert not np.array_equal(dog, cat)
+
+
+def test_told_without_loading(sd15):
+    about = Description(sd15)
+    assert (about.steps, about.size) == (50, 64)
+
+
+def test_identity_follows_the_weights_and_not_the_place(sd15, tmp_path):
+    moved = Path(shutil.copytree(sd15, tmp_path / "moved"))
+    assert Description(moved).identity() == Description(sd15).identity()
+    other = saved("sd15", tmp_path / "other", seed=1)
+    assert Description(other).identity() != Description(sd15).identity()
+
+
+def test_another_scheduler_gives_another_image_and_an_unfit_one_is_refused(sd15, tmp_path):
+    (own,) = painter(sd15, 1).draw(REQUESTS[:1])
+    (other,) = painter(sd15, 1, scheduler="dpm++").draw(REQUESTS[:1])
+    assert not np.array_equal(own, other)
+    flux = saved("flux1", tmp_path)
+    with pytest.raises(UsageError, match="FlowMatchEulerDiscreteScheduler"):
+        painter(flux, 1, scheduler="ddim")
+
+
+def test_what_a_pipeline_cannot_do_is_said(tmp_path):
+    about = Description(saved("flux2-klein", tmp_path))
+    with pytest.raises(UsageError, match="--negative-prompt"):
+        about.check(Sampling(64, 64, 2, negative_prompt="blurry"))
+    with pytest.raises(UsageError, match="multiples of 16"):
+        about.check(Sampling(72, 64, 2))
+
+
+def test_nan_is_no_image():
+    pixels = np.full((4, 4, 3), 0.5, np.float32)
+    assert np.array_equal(to_image(pixels), np.full((4, 4, 3), 128, np.uint8))
+    pixels[1, 2, 0] = np.nan
+    assert "NaN" in to_image(pixels)
+
+
+def test_nan_from_broken_weights_is_told(tmp_path):
+    broken = build("sd15")
+    broken.unet.conv_out.weight.data.fill_(float("nan"))
+    broken.save_pretrained(tmp_path)
+    assert "NaN" in painter(tmp_path, 1).draw(REQUESTS[:1])[0]
+
+
+def test_a_damaged_pipeline_is_no_bug(sd15, tmp_path):
+    folder = Path(shutil.copytree(sd15, tmp_path / "damaged"))
+    for weights in (folder / "unet").glob("*.safetensors"):
+        weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(BackendError, match="cannot be loaded"):
+        painter(folder, 1)
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "NoSuchPipeline"}))
+    with pytest.raises(BackendError, match="has no NoSuchPipeline"):
+        painter(folder, 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("model.safetensors", "single file"),
+        ("nowhere", "no folder nowhere"),
+        ("owner/name", "HF_HUB_OFFLINE"),
+    ],
+)
+def test_no_model(model, message, monkeypatch, tmp_path):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(BackendError, match=message):
+        find(model)
+    with pytest.raises(BackendError, match="model_index"):
+        find(str(tmp_path))
+
+
+def test_a_whole_copy_in_the_hubs_cache_needs_no_hub(sd15, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--owner--name"
+    snapshot = Path(shutil.copytree(sd15, repository / "snapshots" / "abc"))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    assert find("owner/name") == snapshot
+    next((snapshot / "unet").glob("*.safetensors")).unlink()
+    with pytest.raises(BackendError, match="not wholly"):
+        find("owner/name")

@@ -1,0 +1,147 @@
+"""`lora-prep priors` as a user runs it, with a real, tiny pipeline."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lora_prep import imageio
+from tests.fakes.tiny_pipelines import saved
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved("sd15", tmp_path_factory.mktemp("pipelines") / "sd15")
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()} if folder.exists() else {}
+
+
+def arguments(model: Path, data: Path, count: int) -> list[str]:
+    place = [str(data), "--model", str(model), "--device", "cpu"]
+    return ["priors", *place, "--class", "a person", "-n", str(count), "--steps", "2"]
+
+
+def test_killed_and_resumed_gives_the_same_bytes(model, tmp_path, lora_prep):
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    lora_prep(*arguments(model, tmp_path / "whole", 24))
+    wanted = content(tmp_path / "whole" / "priors")
+    assert len(wanted) == 24
+
+    killed = tmp_path / "killed"
+    command = [sys.executable, "-m", "lora_prep", *arguments(model, killed, 24)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    while process.poll() is None and len(list(killed.glob("priors/*.png"))) < 3:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    found = {k: v for k, v in content(killed / "priors").items() if not k.startswith(".")}
+    assert 3 <= len(found) < 24, "it was to be killed in the middle"
+    assert found.items() < wanted.items()
+
+    document = json.loads(lora_prep(*arguments(model, killed, 24), "--json").stdout)
+    assert document["counts"]["fresh"] >= len(found) - 1
+    assert content(killed / "priors") == wanted
+
+
+def test_six_after_four_in_other_batches_are_those_of_six_at_once(model, tmp_path, lora_prep):
+    for name in ("once", "twice"):
+        (tmp_path / name).mkdir()
+    lora_prep(*arguments(model, tmp_path / "once", 6), "--batch-size", 4)
+    lora_prep(*arguments(model, tmp_path / "twice", 4), "--batch-size", 1)
+    lora_prep(*arguments(model, tmp_path / "twice", 6), "--batch-size", 3)
+    once = content(tmp_path / "once" / "priors")
+    assert len(once) == 6
+    assert content(tmp_path / "twice" / "priors") == once
+
+
+def test_cost_device_and_advice_are_told_before(model, faces, lora_prep):
+    for i in range(45):
+        shutil.copy(faces / "p00.png", faces / f"more{i}.png")
+    result = lora_prep(*arguments(model, faces, 2))
+    assert "2 images of 64x64 x 2 steps = 4 denoising steps" in result.stderr
+    assert "on cpu in float32" in result.stderr
+    assert "rule of thumb" in result.stderr
+    assert "output preservation" in result.stderr
+    assert len(content(faces.parent / "priors")) == 2
+
+
+def test_no_model_and_no_hub(tmp_path, lora_prep, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_CACHE", str(tmp_path))
+    result = lora_prep("priors", tmp_path, "--class", "a dog", "--model", "some/model", code=2)
+    assert "hf download some/model" in result.output
+    assert "--from DIR" in result.output
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], "give --class"),
+        (["--class", "a dog", "--lora", "x.safetensors"], "base model knows"),
+        (["--class", "a dog", "--batch-size", "many"], "auto or a number"),
+        ([".", "--class", "a dog", "--out", "."], "own folder"),
+        (["--class", "a dog", "--size", "0x9", "--model", "."], "--size"),
+        (["--from", "nowhere"], "no such folder"),
+        (["--from", "nowhere", "-n", "3"], "-n has no meaning"),
+    ],
+)
+def test_wrong_usage(given, message, model, tmp_path, lora_prep, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = [str(model) if one == "." and given[-2] == "--model" else one for one in given]
+    result = lora_prep("priors", *given, code=2)
+    assert message in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_diffusers(tmp_path, lora_prep, monkeypatch):
+    import importlib.util
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "diffusers" else real(name)
+    )
+    result = lora_prep("priors", tmp_path, "--class", "a dog", code=2)
+    assert "pip install 'lora-prep[priors]'" in result.output
+
+
+def test_a_prompt_without_the_class(tmp_path, lora_prep):
+    (tmp_path / "prompts.txt").write_text("a photo of {class}\na photo\n")
+    result = lora_prep(
+        *("priors", tmp_path, "--class", "a dog", "--prompts", tmp_path / "prompts.txt"), code=2
+    )
+    assert "line 2" in result.output
+
+
+def test_require_face_draws_again_and_gives_up(model, tmp_path, lora_prep):
+    given = (*arguments(model, tmp_path, 1), "--require-face", "--preset", "embedded")
+    result = lora_prep(*given, code=1)
+    assert "there is no face in it" in result.output
+    assert content(tmp_path / "priors") == {}
+
+
+def test_from_takes_over_and_the_rest_is_drawn(model, portraits, tmp_path, lora_prep):
+    old, data = tmp_path / "old", tmp_path / "data"
+    old.mkdir()
+    data.mkdir()
+    for i in range(2):
+        picture = imageio.encode_image(portraits[i].image, "png")
+        (old / f"x{i}.png").write_bytes(picture)
+    (old / "broken.jpg").write_bytes(b"\xff\xd8 no")
+    before = content(old)
+    result = lora_prep("priors", data, "--from", old, code=1)
+    assert "broken.jpg" in result.output
+    assert len(content(data / "priors")) == 2
+    assert content(old) == before
+    lora_prep(*arguments(model, data, 3))
+    assert len(content(data / "priors")) == 3
+    assert {path.name for path in data.iterdir()} == {"priors", ".lora-prep"}

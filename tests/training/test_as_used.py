@@ -1,0 +1,82 @@
+"""As users run it: compiled, and without the type checks of the other tests.
+
+In one process of its own, since neither torch.compile nor messages about wrong literals get past
+those checks.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import lora_prep.training as training
+assert "torch" not in sys.modules, "import lora_prep.training must not import torch"
+assert set(training.__all__) <= set(dir(training))
+for name in training.__all__:
+    assert getattr(training, name) is not None
+
+import torch
+from dataclasses import replace
+from test_functional import LOSSES, tensors
+from test_total import SUMS, whole_step
+from lora_prep.errors import UsageError
+
+losses, step = training.LossSum(SUMS["masked, inverted, prior"]), whole_step()
+pred, target, mask = tensors()
+
+def everything(pred, whole):
+    each = [loss(pred, target, mask) for loss in LOSSES.values()]
+    return torch.stack(each), losses(replace(step, pred=whole)).total
+
+results = []
+for run in (everything, torch.compile(everything, fullgraph=True, backend="eager")):
+    p, whole = pred.clone().requires_grad_(), step.pred.clone().requires_grad_()
+    each, total = run(p, whole)
+    (each.sum() + total).backward()
+    results.append((each.detach(), total.detach(), p.grad, whole.grad))
+torch.testing.assert_close(*results)
+print("compiled")
+
+x = torch.ones(1, 2, 2, 2)
+masked, from_config = training.masked_loss, training.from_config
+three = replace(step, is_prior=torch.ones(3, dtype=torch.bool))
+for wrong, message in (
+    (lambda: masked(x, x, x, normalize="smaple"), "normalize='smaple': take one of sample, batch"),
+    (lambda: masked(x, x, x, like="khoya"), "like='khoya' is no trainer known: kohya"),
+    (lambda: masked(x, x, x.byte()), "mask is torch.uint8: give weights from 0 to 1"),
+    (lambda: training.Objective("eps"), "no objective is called 'eps': take one of epsilon"),
+    (lambda: training.sample_levels(2, density="cosine"), "no density is called 'cosine'"),
+    (lambda: from_config({"masked": {"like": "khoya"}}), "losses.masked: like='khoya'"),
+    (lambda: from_config({"masked": {"weight": "1"}}), "weight: a term's weight is '1'"),
+    (lambda: from_config({"masked": {"floor": "much"}}), "masked cannot be made of this"),
+    (lambda: from_config({"diffusion": {"min_snr": "5"}}), "losses.diffusion"),
+    (lambda: losses(three), "is_prior is 3: give one value a sample"),
+):
+    try:
+        wrong()
+    except UsageError as error:
+        assert message in str(error), error
+    else:
+        raise AssertionError(message)
+print("messages")
+"""
+
+
+def test_compiled_and_unchecked():
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(Path(__file__).parent)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=200,
+    )
+    assert done.stdout.split("\n")[:-1] == ["compiled", "messages"], done.stderr
+
+
+def test_a_name_that_does_not_exist_is_an_attribute_error():
+    import lora_prep.training
+
+    assert not hasattr(lora_prep.training, "maksed_loss")
