@@ -45,7 +45,18 @@ COMMAND_LINE_ONLY = (
 )
 """Options that a file must not set: the data's place is `[dataset]`, the others are decisions."""
 
-WITHOUT_TABLE = ("init", "status", "clean", "targets", "lora", "models", "doctor", "train")
+WITHOUT_TABLE = (
+    "init",
+    "status",
+    "clean",
+    "targets",
+    "lora",
+    "models",
+    "doctor",
+    "train",
+    "slider",
+    "pairs",
+)
 """Commands that no file configures."""
 
 

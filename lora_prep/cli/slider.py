@@ -10,7 +10,6 @@ import click
 from lora_prep.errors import UsageError
 
 if TYPE_CHECKING:
-    from lora_prep.training.sliders import SliderRecord
     from lora_prep.training.targets.adapter import Lora
 
 FILE = click.Path(dir_okay=False, path_type=Path)
@@ -119,7 +118,9 @@ Example:
 @click.option("--max", "high", type=float, required=True, help="The highest weight that works.")
 @click.option("--positive", default="", help="What there is more of at --max.")
 @click.option("--negative", default="", help="What there is more of at --min.")
-@click.option("--out", type=FILE, required=True, help="The file to write; may be FILE with --force.")
+@click.option(
+    "--out", type=FILE, required=True, help="The file to write; may be FILE with --force."
+)
 @click.option("--force", is_flag=True, help="Replace a file that is there already.")
 def set_range(
     file: Path, low: float, high: float, positive: str, negative: str, out: Path, force: bool
@@ -144,7 +145,7 @@ def _range(lora: "Lora") -> dict[str, Any]:
     from lora_prep.training.sliders import SliderRecord, documented
 
     try:
-        record: SliderRecord | None = SliderRecord.from_metadata(lora.metadata)
+        record = SliderRecord.from_metadata(lora.metadata)
     except UsageError as error:
         raise UsageError(f"{lora.path}: {error}") from error
     if record is not None:

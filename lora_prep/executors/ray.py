@@ -32,6 +32,9 @@ WINDOW = 50_000
 TRIES = 2
 """How often Ray repeats a portion by itself, whose worker or machine was lost."""
 
+AHEAD = 100
+"""Results that wait for the driver at most; Ray itself holds back what comes behind them."""
+
 POLL_SECONDS = 0.2
 """How soon the wish to stop is seen."""
 
@@ -162,26 +165,34 @@ def _polled(results: Iterable[Any], stop: Stop) -> Iterator[Any]:
 
     Ray waits for a result where no signal reaches it, so that is done in a thread, a few ahead.
     """
-    inbox: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=100)
+    inbox: queue.Queue[tuple[bool, Any]] = queue.Queue()
+    room, over = threading.Semaphore(AHEAD), threading.Event()
 
     def fetch() -> None:
         try:
             for result in results:
+                room.acquire()
+                if over.is_set():
+                    return
                 inbox.put((True, result))
             inbox.put((False, None))
         except BaseException as error:
             inbox.put((False, error))
 
     threading.Thread(target=fetch, daemon=True).start()
-    while not stop:
-        with suppress(queue.Empty):
-            more, result = inbox.get(timeout=POLL_SECONDS)
-            if more:
+    try:
+        while not stop:
+            with suppress(queue.Empty):
+                more, result = inbox.get(timeout=POLL_SECONDS)
+                if not more:
+                    if result is not None:
+                        raise result
+                    return
+                room.release()
                 yield result
-            elif result is not None:
-                raise result
-            else:
-                return
+    finally:
+        over.set()
+        room.release()
 
 
 def _ray() -> Any:
@@ -205,7 +216,8 @@ def _connected(ray: Any, address: str | None) -> Iterator[None]:
     numbers = (signal.SIGINT, signal.SIGTERM)
     handlers = {number: signal.getsignal(number) for number in numbers}
     try:
-        ray.init(address=address, logging_level=logging.WARNING, configure_logging=True)
+        # Without the workers' logs: of a lost machine they tell for pages, and failures are data.
+        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise BackendError(
             f"cannot reach a Ray cluster at {address or 'this machine'} ({_first_line(error)}): "
@@ -227,7 +239,7 @@ def _quiet(ray: Any) -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.max_errored_blocks = -1
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
 
 def _first_line(error: BaseException) -> str:

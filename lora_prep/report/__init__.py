@@ -38,7 +38,7 @@ def check_target(path: Path) -> None:
 
 
 def write(path: Path, facts: Facts) -> int:
-    """Write the page, the whole of it or nothing. Returns its size in bytes. Raises DatasetError."""
+    """Write the page, all of it or nothing. Returns its size in bytes. Raises DatasetError."""
     page = render(facts, datetime.now())
     imageio.make_folder(path.parent)
     imageio.replace(path, page)

@@ -151,6 +151,7 @@ def collect(
         state = reviewed(state, decision)
         recorded = eroded.get(key)
         erosion = (recorded or options.erosion) if state in ("made", "accepted") else None
+        text = _caption(sample)
         measured = measure(
             dataset,
             sample,
@@ -164,7 +165,8 @@ def collect(
             bytes=_bytes(sample),
             state=state,
             decided=(decision and decision.verdict) or "",
-            **_caption(sample),
+            caption=text if not isinstance(text, Fault) else None,
+            caption_fault=text if isinstance(text, Fault) else "",
             similarity=people.similarities.get(sample.name),
             erosion=str(erosion) if erosion and measured.before is not None else "",
             erosion_recorded=recorded is not None,
@@ -284,13 +286,12 @@ def _kinds(kinds: Iterable[Kind], issues: Sequence[Issue]) -> list[tuple[Kind, l
     )
 
 
-def _caption(sample: Sample) -> dict[str, str | None]:
+def _caption(sample: Sample) -> str | Fault:
+    """The caption, the end of a very long one left out; or why there is none."""
     text = captions.read(sample)
-    if isinstance(text, Fault):
-        return {"caption": None, "caption_fault": str(text)}
-    if len(text) > LONGEST_CAPTION:
-        text = text[:LONGEST_CAPTION] + " …"
-    return {"caption": text, "caption_fault": ""}
+    if not isinstance(text, Fault) and len(text) > LONGEST_CAPTION:
+        return text[:LONGEST_CAPTION] + " …"
+    return text
 
 
 def _missing(facts: Facts) -> Iterator[str]:
@@ -307,7 +308,7 @@ def _missing(facts: Facts) -> Iterator[str]:
             "`lora-prep embed` finds them. Sharpness is that of the mask, or of the whole image."
         )
     if all(image.caption is None for image in facts.images):
-        yield 'There are no captions: `lora-prep captions --fill "a photo of {trigger}"` writes some.'
+        yield "There are no captions: `lora-prep captions --fill TEMPLATE` writes some."
     if not facts.augmented.variants:
         yield "There are no augmented pairs in the data set (`lora-prep augment`)."
     if not facts.priors.count:

@@ -173,5 +173,3 @@ def _parts(info: dict[str, Json]) -> Iterable[str]:
         pass
     if isinstance(kept := info.get("kept"), (int, float)):
         yield f"{kept:.0%} of the mask kept"
-
-

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_prep import __version__
 from lora_prep.report.collect import Facts, ImageFacts
@@ -19,6 +19,9 @@ from lora_prep.report.histogram import HEIGHT, WIDTH, Histogram, histogram
 from lora_prep.report.made import spread
 from lora_prep.report.thumbnails import Picture
 from lora_prep.types import Json, Severity
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 HERE = Path(__file__).parent
 
@@ -73,11 +76,13 @@ def render(facts: Facts, when: datetime) -> bytes:
         lstrip_blocks=True,
     )
     environment.filters["size"] = size_text
+    environment.filters["ticked"] = ticked
     style, script = ((HERE / name).read_text("utf-8") for name in ("style.css", "script.js"))
     album = Album()
     numbers = {image.name: album.add(image.measured.picture) for image in facts.images}
+    shown = [_image(image, numbers[image.name]) for image in facts.images if image.shown]
     data = {
-        "images": [_image(image, numbers[image.name]) for image in facts.images if image.shown],
+        "images": shown,
         "kinds": {
             kind.code: {"title": kind.title, "severity": kind.severity, "fix": kind.fix}
             for kind, _ in facts.kinds
@@ -114,7 +119,6 @@ def render(facts: Facts, when: datetime) -> bytes:
         priors=priors,
         data=data,
         album=album,
-        shown=len(data["images"]),
     )
     return text.encode("utf-8", "replace")
 
@@ -123,6 +127,17 @@ def readable(text: str) -> str:
     """Text with what cannot be seen written out: control codes, changes of the writing's direction,
     bytes of file names that are no text. Ends of lines stay."""
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+def ticked(text: str) -> "Markup":
+    """Text as HTML, with what stands between two backticks as code; all else escaped."""
+    from markupsafe import Markup
+
+    parts = readable(text).split("`")
+    if len(parts) % 2 == 0:
+        return Markup("{}").format(readable(text))
+    pieces = (("<code>{}</code>" if i % 2 else "{}") for i in range(len(parts)))
+    return Markup("").join(Markup(p).format(t) for p, t in zip(pieces, parts, strict=True))
 
 
 def size_text(count: float) -> str:
@@ -163,7 +178,7 @@ def histograms(facts: Facts) -> Iterator[Histogram | None]:
         "Sharpness",
         "variance of the Laplacian at the face, on a log scale",
         [m.sharpness for m in looked if m.sharpness is not None],
-        ".3g",
+        ",.1f",
         scale="log",
     )
 
@@ -249,4 +264,3 @@ def to_json(facts: Facts) -> dict[str, Any]:
 def is_ours(head: bytes) -> bool:
     """Whether a file that begins so is a report."""
     return MARK.encode() in head
-

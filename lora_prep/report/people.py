@@ -80,8 +80,9 @@ def people_of(rows: Embeddings) -> People:
     if cosines is not None and threshold is not None:
         unlike = round(identity.outliers(cosines[best], threshold).bound, 4)
     return People(
-        problem="" if cosines is not None else "no reference to compare the faces with: run "
-        "`lora-prep embed` again",
+        problem=""
+        if cosines is not None
+        else "no reference to compare the faces with: run `lora-prep embed` again",
         model=about.get("model", ""),
         reference=_reference(about),
         threshold=threshold,

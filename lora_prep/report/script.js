@@ -31,10 +31,11 @@ function pictureOf(number) {
   return blocks.get(block)[number % data.chunk];
 }
 
-function drawing(number, name) {
+function drawing(number, name, zoom = false) {
   const [width, height, jpeg, shade, edge, wider] = pictureOf(number);
   const all = { x: 0, y: 0, width, height };
-  const made = shape("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": name });
+  const box = zoom && wider ? around(wider) : `0 0 ${width} ${height}`;
+  const made = shape("svg", { viewBox: box, role: "img", "aria-label": name });
   made.append(shape("image", { ...all, class: "photo", href: `data:image/jpeg;base64,${jpeg}` }));
   if (shade) {
     made.append(
@@ -47,12 +48,27 @@ function drawing(number, name) {
   return made;
 }
 
+function around(path) {
+  const numbers = path.match(/[-\d.e]+/g).map(Number);
+  const [xs, ys] = [0, 1].map((odd) => numbers.filter((_, i) => i % 2 === odd));
+  const [left, top, right, bottom] = [Math.min(...xs), Math.min(...ys), Math.max(...xs), Math.max(...ys)];
+  const rim = 0.12 * Math.max(right - left, bottom - top);
+  return `${left - rim} ${top - rim} ${right - left + 2 * rim} ${bottom - top + 2 * rim}`;
+}
+
+// Text with what stands between two backticks as code.
+function ticked(text) {
+  const parts = text.split("`");
+  if (parts.length % 2 === 0) return [text];
+  return parts.map((part, i) => (i % 2 ? element("code", {}, part) : part));
+}
+
 const seen = new IntersectionObserver(
   (entries) => {
     for (const { target, isIntersecting } of entries) {
       if (!isIntersecting) target.replaceChildren();
       else if (!target.firstChild) {
-        target.append(drawing(Number(target.dataset.picture), target.dataset.name));
+        target.append(drawing(Number(target.dataset.picture), target.dataset.name, "zoom" in target.dataset));
       }
     }
   },
@@ -122,7 +138,7 @@ function issueList(image) {
       element("li", {},
         element("span", { class: `code ${kind.severity}` }, code), ` ${kind.title}: `,
         element("span", { class: "text" }, message),
-        element("br"), `→ ${kind.fix}`),
+        element("br"), "→ ", ...ticked(kind.fix)),
     );
   }
   return [element("h3", {}, "Issues"), list];

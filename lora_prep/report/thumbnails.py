@@ -1,15 +1,22 @@
-"""Small pictures for the page: a JPEG, the mask as a shade over it, and the mask's edge as a line."""
+"""Small pictures for the page: a JPEG, the mask as a shade over it, the mask's edge as a line."""
 
 import base64
+import io
 import math
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import cv2
 import numpy as np
+from jaxtyping import UInt8
+from PIL import Image as PillowImage
 
 from lora_prep import masks
 from lora_prep.masks import Margin
 from lora_prep.types import BoolMask, Image, Json, Mask
+
+Weights: TypeAlias = UInt8[np.ndarray, "mask_height mask_width"]
+"""A mask that need not be as large as its image."""
 
 QUALITY = 80
 """Of the JPEG."""
@@ -49,7 +56,7 @@ class Picture:
 
 
 def picture(
-    image: Image, mask: Mask | None, size: int, *, before: Margin | None = None
+    image: Image, mask: Weights | None, size: int, *, before: Margin | None = None
 ) -> Picture:
     """A picture whose longer side has at most `size` pixels.
 
@@ -119,7 +126,7 @@ def uneroded(mask: BoolMask, margin: Margin, scale: float = 1.0) -> BoolMask | N
     return masks.erode(mask, -radius)
 
 
-def _fitted(mask: Mask, width: int, height: int) -> Mask:
+def _fitted(mask: Weights, width: int, height: int) -> Mask:
     if mask.shape == (height, width):
         return mask
     fitted: Mask = cv2.resize(mask, (width, height), interpolation=cv2.INTER_AREA)
@@ -128,10 +135,6 @@ def _fitted(mask: Mask, width: int, height: int) -> Mask:
 
 def _palette_png(indices: np.ndarray, opacity: list[int]) -> bytes:
     """A PNG of black pixels whose opacity is looked up."""
-    import io
-
-    from PIL import Image as PillowImage
-
     height, width = indices.shape
     image = PillowImage.frombytes("P", (width, height), indices.tobytes())
     image.putpalette(bytes(3 * len(opacity)))

@@ -55,9 +55,18 @@ def buckets(layout: Layout) -> list[Size]:
 
 
 def bucket(width: int, height: int, layout: Layout) -> Fit:
-    """An image of a bucket's very size stays as it is; others go to the nearest aspect ratio."""
+    """An image of a bucket's very size stays as it is; others go to the nearest aspect ratio.
+
+    Raises ItemError where `bucket_no_upscale` leaves a side that is less than a bucket's.
+    """
     if layout.buckets and layout.no_upscale:
         scaled = _shrunk(width, height, layout.resolution**2)
+        if min(scaled) < STEP:
+            raise ItemError(
+                f"with bucket_no_upscale, {width}×{height} px have no bucket: one side would be "
+                f"less than {STEP} px",
+                code="too-small",
+            )
         return middle(scaled, (_steps(scaled[0]), _steps(scaled[1])))
     if not layout.buckets:
         size = (layout.resolution, layout.resolution)
@@ -145,11 +154,13 @@ class Kohya:
         path = self.layout.images / name
         try:
             image = read(path)
+            return (
+                self._by_alpha(name, image)
+                if self.layout.alpha_mask
+                else self._by_folder(name, image)
+            )
         except ItemError as error:
             return stopped(f"stops: {error}")
-        if self.layout.alpha_mask:
-            return self._by_alpha(name, image)
-        return self._by_folder(name, image)
 
     def _by_alpha(self, name: str, image: Picture) -> Seen:
         mask_file: Path | None = self.layout.images / name
@@ -157,10 +168,7 @@ class Kohya:
         if self.layout.prepared:
             mask_file = self.folders.prepared_mask(name)
             image = upright(image)
-            try:
-                rgba = _with_alpha(image, mask_file)
-            except ItemError as error:
-                return stopped(str(error), mask_file=mask_file)
+            rgba = _with_alpha(image, mask_file)
             source = mask_file
         else:
             source = self.folders.any_mask(name)

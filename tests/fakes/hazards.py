@@ -16,11 +16,12 @@ class Hazards:
     """`in/x.txt` to `out/x.txt` in capitals; can be sent to other processes.
 
     `!kill` kills the worker each time, `!kill-once` the first time, `!bug`, `!disk` and `!fail`
-    raise, `!slow` takes a second. Each worker leaves its process id in `pids`.
+    raise, `!slow` takes `slow` seconds. Each worker leaves its process id in `pids`.
     """
 
     root: Path
     batch_size: int = 2
+    slow: float = 1.0
     name: str = "hazards"
 
     def settings(self) -> dict[str, str]:
@@ -37,12 +38,13 @@ class Hazards:
         folder = self.root / "pids"
         folder.mkdir(exist_ok=True)
         (folder / str(os.getpid())).touch()
-        return Working(self.root)
+        return Working(self.root, self.slow)
 
 
 @dataclass(frozen=True)
 class Working:
     root: Path
+    slow: float
 
     def load(self, item: Item, inputs: Sequence[bytes]) -> tuple[str, str]:
         return item.key, inputs[0].decode()
@@ -70,5 +72,5 @@ class Working:
             case "!fail":
                 return ItemError("will not", code="shy")
             case "!slow":
-                time.sleep(1)
+                time.sleep(self.slow)
         return text.upper()

@@ -127,7 +127,7 @@ def _gather(a: Attributes, x: Tensor, index: Tensor) -> Tensor:
     axis = a.get("axis", 0) % x.ndim
     places = torch.where(index < 0, index + x.shape[axis], index).reshape(-1)
     rows = x.index_select(axis, places.to(x.device))
-    return rows.reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
+    return rows.reshape((*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]))
 
 
 def _shape(a: Attributes, x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -209,7 +210,7 @@ def partly_denoised(
     times = levels.to(noise.device)[:, None].expand(-1, len(noise))
     x, objective = noise, model.objective
     with model.at(scale), torch.no_grad():
-        for now, then in zip(times[:until], times[1 : until + 1], strict=True):
+        for now, then in pairwise(times[: until + 1]):
             pred = model.predict(x, now, text)
             if guidance != 1:
                 free = model.predict(x, now, unconditional)

@@ -29,7 +29,9 @@ def number(value: float) -> np.ndarray:
 
 
 def node(kind: str, inputs: str = "x", output: str = "y", **attributes: Any) -> onnx.NodeProto:
-    return helper.make_node(kind, inputs.split(), [output], name=f"the_{kind}", **attributes)
+    return helper.make_node(
+        kind, inputs.split(), [output], name=f"the_{kind}_{output}", **attributes
+    )
 
 
 SMALL = node("AveragePool", "x", "s", kernel_shape=[28, 28], strides=[28, 28])
@@ -44,7 +46,7 @@ CASES: dict[str, Case] = {
     "Clip, low only": (13, [SMALL, node("Clip", "s low")], {"low": number(0.0)}),
     "Clip, high only": (13, [SMALL, helper.make_node("Clip", ["s", "", "high"], ["y"])],
                         {"high": number(0.0)}),
-    "Clip, as attributes": (6, [SMALL, node("Clip", "s", min=-0.1, max=0.2)], {}),
+    "Clip, as attributes": (10, [SMALL, node("Clip", "s", min=-0.1, max=0.2)], {}),
     "Concat of channels": (13, [SMALL, node("Relu", "s", "r"), node("Concat", "s r", axis=1)], {}),
     "Concat, last axis": (13, [SMALL, node("Relu", "s", "r"), node("Concat", "s r", axis=-1)], {}),
     "Gather of channels": (13, [SMALL, node("Gather", "s where", axis=1)], {"where": ints(2, 0)}),

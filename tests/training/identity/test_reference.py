@@ -113,9 +113,7 @@ def test_of_several_faces_the_one_like_the_subject_is_taken(written: Path) -> No
     )
     for likeness, row in ((None, 2), (np.array([0.1, 0.8, 0.2, 0.3], np.float32), 1)):
         written.write_bytes(replace(faces, similarities=likeness).to_bytes())
-        np.testing.assert_allclose(
-            read_reference(written).numpy(), found.vectors[row], atol=1e-6
-        )
+        np.testing.assert_allclose(read_reference(written).numpy(), found.vectors[row], atol=1e-6)
 
 
 def test_evaluation_detects_and_says_where_there_is_no_face(

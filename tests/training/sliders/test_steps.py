@@ -61,7 +61,7 @@ def transformer_slider(pipeline: Any) -> tuple[Any, SliderModel]:
             x, timestep=t, encoder_hidden_states=text, img_ids=places, txt_ids=words
         ).sample
 
-    targets = ["to_q", "to_k", "to_v", "to_out.0", "to_qkv_mlp_proj", "linear_in", "linear_out"]
+    targets = ["to_q", "to_k", "to_v", "to_out.0", "to_qkv_mlp_proj", "proj_out"]
     return transformer, with_lora(transformer, targets, predict, Objective("flow_matching"), 0)
 
 
@@ -111,7 +111,7 @@ def test_a_textual_slider_is_monotone_over_its_recorded_range(sd15: Any, tmp_pat
     optimizer = torch.optim.Adam(trained(unet), lr=5e-3)
     generator = torch.Generator().manual_seed(1)
     losses = []
-    for _ in range(120):
+    for _ in range(80):
         noise = torch.randn(2, 4, 8, 8, generator=generator)
         until = int(torch.randint(1, 4, (), generator=generator))
         x, t = partly_denoised(model, noise, texts.target, until=until, levels=levels)
@@ -150,7 +150,7 @@ def test_a_visual_slider_is_monotone_over_its_range(klein: Any) -> None:
     record = SliderRecord(-1.0, 1.0, "visual")
     transformer, model = transformer_slider(klein)
     generator = torch.Generator().manual_seed(1)
-    pattern = torch.randn(1, 16, 32, generator=generator)
+    pattern = torch.randn(1, 1, 32, generator=generator)
     text = torch.randn(1, 6, 96, generator=generator).expand(4, -1, -1)
     pictures = torch.randn(4, 16, 32, generator=generator)
     high, low = pictures + pattern, pictures - pattern
@@ -220,9 +220,7 @@ def test_a_textual_step_has_the_gradient_of_its_two_losses(sd15: Any) -> None:
     stirred(unet)
     texts, x, t = prompts(sd15, 1), torch.randn(1, 4, 8, 8), torch.tensor([400])
     with torch.no_grad():
-        base = [
-            sd15.unet(x, t, e).sample for e in (texts.target, texts.positive, texts.negative)
-        ]
+        base = [sd15.unet(x, t, e).sample for e in (texts.target, texts.positive, texts.negative)]
     losses = []
     for direction in (1.0, -1.0):
         model.set_scale(2 * direction)
@@ -246,7 +244,7 @@ def linear(weight: Tensor) -> tuple[SliderModel, list[float]]:
     """A model that predicts strength·weight (plus the text); and all strengths that were set."""
     scales = [1.0]
     model = SliderModel(
-        lambda x, t, text: torch.zeros_like(x) + scales[-1] * weight + text,
+        lambda x, _t, text: torch.zeros_like(x) + scales[-1] * weight + text,
         scales.append,
         Objective("flow_matching"),
     )
@@ -289,7 +287,7 @@ def test_partial_denoising_follows_the_levels() -> None:
         Objective("epsilon", torch.linspace(0.99, 0.01, 100)),
     ):
         target = noise - x0 if objective.is_flow else noise
-        model = SliderModel(lambda x, t, text, p=target: p, lambda scale: None, objective)
+        model = SliderModel(lambda _x, _t, _text, p=target: p, lambda _: None, objective)
         levels = denoise_levels(objective, 10)
         start = objective.add_noise(x0, noise, levels[:1].expand(2))
         x, t = partly_denoised(model, start, None, until=7, levels=levels)

@@ -1,0 +1,116 @@
+"""Read an export back as the trainer would: keys, files, masks."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import get_args
+
+from lora_prep.errors import DatasetError, LoraPrepError
+from lora_prep.export import schema
+from lora_prep.export.configs import parse
+from lora_prep.export.files import MANIFEST, Manifest, file_hash
+from lora_prep.export.places import Places
+from lora_prep.export.recipe import Shape
+from lora_prep.trainers import Trainer, open_view
+from lora_prep.trainers.view import Layout, View
+
+
+@dataclass
+class Checked:
+    """What reading back found."""
+
+    trainer: str
+    images: int = 0
+    masked: int = 0
+    """Images whose mask the trainer uses, where it belongs."""
+    problems: list[str] = field(default_factory=list)
+
+
+def check(out: Path) -> Checked:
+    """Read back the export in a folder.
+
+    Configurations by the parsers of their formats, keys against the trainer's schema, every file by
+    its hash, every path in a configuration, and each image and mask by the trainer's own look-up.
+    Raises DatasetError where there is no export.
+    """
+    manifest = Manifest.read(out)
+    if manifest.trainer not in get_args(Trainer) or not manifest.about:
+        raise DatasetError(
+            f"{out} holds no finished export ({MANIFEST}): make one with lora-prep export --to"
+        )
+    found = Checked(manifest.trainer)
+    for name in sorted(manifest.pending):
+        found.problems.append(f"{name}: the export was interrupted; run it again")
+    for name, entry in sorted(manifest.files.items()):
+        path = out / name
+        if not path.is_file():
+            found.problems.append(f"{name} is gone: export again")
+        elif file_hash(path) != entry.sha256 and name not in manifest.about["configs"]:
+            found.problems.append(f"{name} is not as it was exported: export again (--force)")
+    found.problems += _configs(out, manifest)
+    _see(found, view_of(out, manifest), Shape(**manifest.about["shape"]), manifest)
+    return found
+
+
+def view_of(out: Path, manifest: Manifest | None = None) -> View:
+    """The trainer's view of an export, for `lora_prep.trainers`."""
+    manifest = manifest or Manifest.read(out)
+    about = manifest.about
+    shape = Shape(**about["shape"])
+    masks = out / shape.masks if shape.mask_name in ("stem", "name") else None
+    settings = {"buckets": about["buckets"], **about["look"]}
+    layout = Layout(out / shape.images, masks, about["resolution"], **settings)
+    (trainer,) = [name for name in get_args(Trainer) if name == manifest.trainer]
+    return open_view(trainer, layout)
+
+
+def _configs(out: Path, manifest: Manifest) -> list[str]:
+    found = []
+    places = Places(manifest.about["root"], manifest.about["style"])
+    for name, kind in manifest.about["configs"].items():
+        try:
+            value = parse(name, (out / name).read_text("utf-8"))
+        except FileNotFoundError:
+            continue  # told above
+        except (LoraPrepError, OSError, UnicodeDecodeError) as error:
+            found.append(f"{name}: {error}")
+            continue
+        found += [f"{name}: {problem}" for problem in schema.problems(kind, value)]
+        for key, path in schema.paths(kind, value):
+            local = places.local(path, out)
+            if local is None:
+                found.append(f"{name}: {key} leads out of the export, to {path}")
+            elif not local.exists():
+                found.append(f"{name}: {key} leads to {path}, which is not there")
+    return found
+
+
+def _see(found: Checked, view: View, shape: Shape, manifest: Manifest) -> None:
+    try:
+        names = view.names()
+        masked = shape.mask_name != "none"
+        found.problems += view.problems()
+    except LoraPrepError as error:
+        found.problems.append(str(error))
+        return
+    wanted = set(manifest.about["images"])
+    found.problems += [f"the trainer does not find {name}" for name in sorted(wanted - {*names})]
+    found.problems += [
+        f"{shape.images}/{name} is not of this export, and would be trained"
+        for name in sorted({*names} - wanted)
+    ]
+    for name in sorted(wanted & {*names}):
+        seen = view.see(name)
+        found.images += 1
+        if seen.problem:
+            found.problems.append(f"{name}: {seen.problem}")
+        elif seen.used:
+            found.masked += 1
+        elif masked and not _is_white(seen.meant):
+            found.problems.append(f"{name}: {'; '.join(seen.notes) or 'its mask is not used'}")
+
+
+def _is_white(meant: object) -> bool:
+    """A mask that is white all over does nothing; kohya then sees no alpha at all."""
+    import numpy as np
+
+    return meant is None or bool(np.asarray(meant).min() == 1)

@@ -1,0 +1,158 @@
+"""Which images, masks and captions are exported, under which names, and what is left out."""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lora_prep import captions
+from lora_prep.captions import Fault
+from lora_prep.dataset import STATE_FOLDER, Dataset, Sample, image_names
+from lora_prep.errors import UsageError
+from lora_prep.export.names import export_stems
+from lora_prep.export.plan import Plan
+from lora_prep.journal import Journal
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An image to export."""
+
+    key: str
+    """Its name for the user."""
+    image: Path
+    mask: Path | None
+    """None: it is exported without one."""
+    caption: str
+    stem: str
+    """In the export."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """An image that is not exported."""
+
+    key: str
+    reason: str
+    wanted: bool = False
+    """The user rejected it; otherwise something is wrong with it."""
+
+
+@dataclass
+class Gathered:
+    """What there is to export."""
+
+    pictures: list[Picture] = field(default_factory=list)
+    classes: list[Picture] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+    filled: list[str] = field(default_factory=list)
+    """Images whose caption comes from the template."""
+
+
+def gather(plan: Plan) -> Gathered:
+    """List the images. Raises UsageError where captions are missing and cannot be made."""
+    found = Gathered()
+    candidates = [(plan.dataset, s) for s in plan.dataset]
+    if plan.augmented:
+        candidates += [(plan.augmented, s) for s in plan.augmented]
+    stems = export_stems([s.name for _, s in candidates], windows=plan.places.style == "windows")
+    uncaptioned = []
+    for (dataset, sample), stem in zip(candidates, stems, strict=True):
+        label = _label(plan, dataset, sample)
+        reason = _obstacle(plan, dataset, sample)
+        if reason is not None:
+            found.left_out.append(reason)
+            continue
+        text = captions.read(sample)
+        if text in (Fault.MISSING, Fault.EMPTY):
+            filled = _fill(plan, sample)
+            if filled is None:
+                uncaptioned.append(label)
+                continue
+            found.filled.append(label)
+            text = filled
+        if isinstance(text, Fault):
+            found.left_out.append(LeftOut(label, f"its caption is {text}: write it again"))
+            continue
+        mask = sample.mask if plan.uses_masks else None
+        found.pictures.append(Picture(label, sample.image, mask, one_line(text), stem))
+    if uncaptioned:
+        shown = ", ".join(uncaptioned[:3]) + (", ..." if len(uncaptioned) > 3 else "")
+        raise UsageError(
+            f"{len(uncaptioned)} images have no caption ({shown}), and trainers drop them or train "
+            "them on nothing: give --trigger or --caption, or write them (`lora-prep captions`)"
+        )
+    if plan.priors is not None:
+        found.classes = list(_class_images(plan, plan.priors))
+    return found
+
+
+def one_line(caption: str) -> str:
+    """kohya reads a caption's first line only, SimpleTuner takes lines for alternatives."""
+    return re.sub(r"\s*[\r\n]+\s*", " ", caption).strip()
+
+
+def _label(plan: Plan, dataset: Dataset, sample: Sample) -> str:
+    """An image's name for the user; variants lie in a folder of their own."""
+    return sample.name if dataset is plan.dataset else f"augmented/{sample.name}"
+
+
+def _obstacle(plan: Plan, dataset: Dataset, sample: Sample) -> LeftOut | None:
+    """Why an image is left out, as far as file names tell."""
+    key = _label(plan, dataset, sample)
+    if dataset is plan.dataset and sample.name in plan.rejected:
+        why = plan.rejected[sample.name]
+        return LeftOut(key, f"rejected in the review{why and f' ({why})'}", wanted=True)
+    if dataset is plan.augmented:
+        rejected = {str(Path(name).with_suffix("")): name for name in plan.rejected}
+        origin = re.sub(r"-a\d{3,}$", "", sample.stem)
+        if origin in rejected:
+            return LeftOut(key, f"a variant of {rejected[origin]}, which was rejected", wanted=True)
+    if others := dataset.sharers(sample):
+        return LeftOut(key, f"{', '.join(others)} would share its mask: rename all but one of them")
+    if plan.uses_masks and not sample.mask.is_file():
+        return LeftOut(
+            key,
+            f"it has no mask {sample.mask.name}, and would be trained whole: make it (`lora-prep "
+            "masks`), or export everything without masks (--no-masks)",
+        )
+    return None
+
+
+def _fill(plan: Plan, sample: Sample) -> str | None:
+    """A caption from the template; from the trigger alone where there is none."""
+    template = plan.caption or ("{trigger}" if plan.trigger else "")
+    return captions.render(template, sample, plan.trigger) if template else None
+
+
+def _class_images(plan: Plan, folder: Path) -> Iterator[Picture]:
+    names = sorted(image_names(folder))
+    if not names:
+        raise UsageError(
+            f"there is no class image in {folder}: draw some (`lora-prep priors`), or give "
+            "--no-priors"
+        )
+    prompts = {} if plan.class_name else _prompts(plan, folder)
+    stems = export_stems(names, windows=plan.places.style == "windows")
+    for name, stem in zip(names, stems, strict=True):
+        caption = plan.class_name or prompts.get(os.path.realpath(folder / name), "")
+        if not caption:
+            raise UsageError(
+                f"what is in {folder} is not known ({name} was not drawn by lora-prep): say with "
+                '--class what the class images show ("a photo of a woman")'
+            )
+        yield Picture(f"{folder.name}/{name}", folder / name, None, one_line(caption), stem)
+
+
+def _prompts(plan: Plan, folder: Path) -> dict[str, str]:
+    """The prompts that lora-prep's own class images were drawn with, by path."""
+    found = {}
+    for root in {plan.dataset.root, plan.dataset.images.parent, folder.parent}:
+        for path in sorted((root / STATE_FOLDER).glob("priors*.jsonl")):
+            with Journal(path, read_only=True) as journal:
+                for entry in journal:
+                    prompt = (entry.info or {}).get("prompt")
+                    for output in entry.outputs if isinstance(prompt, str) else ():
+                        found[os.path.realpath(root / output)] = prompt
+    return found
