@@ -4,11 +4,13 @@ A UNet on 64×64 latents (512 px), TAESD's network as the decoder, IResNet-50 as
 weights are random, only times count. "naive" is the recipe: decode x0, detect, and run ONNX Runtime
 on the generated and on the real image at every step; it has no gradient at all. Gated steps: t is
 uniform and the term is on below a quarter of the timesteps, so a step in four; "every 4th" makes
-that one in sixteen. Times are medians of interleaved steps.
+that one in sixteen. Times are medians of interleaved steps: on the CPU of the processor's time,
+with one thread in torch and in ONNX Runtime, so that other work on the machine matters little.
 
     python -m benchmarks.identity [--device cuda] [--repeats N] [--json]
 
-Also: what decoding only the latents around the face changes in the pixels, by margin.
+Also: the same counted in multiplications for models of real size, and what decoding only the
+latents around the face changes in the pixels, by margin.
 """
 
 import argparse
@@ -16,6 +18,7 @@ import json
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +26,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from lora_prep.training import Diffusion, LossBatch, LossSum, Objective
 from lora_prep.training.identity import (
@@ -33,7 +37,7 @@ from lora_prep.training.identity import (
     load_recogniser,
 )
 from lora_prep.training.identity.align import TEMPLATE
-from lora_prep.training.identity.decode import decode_faces
+from lora_prep.training.identity.decode import decode_faces, window
 
 DETECTOR = Path(__file__).parents[1] / "tests" / "assets" / "tiny_faces" / "det_tiny.onnx"
 LAYERS = {18: (2, 2, 2, 2), 50: (3, 4, 14, 3), 100: (3, 13, 30, 3)}
@@ -85,24 +89,25 @@ def iresnet(depth: int, width: int = 64) -> nn.Module:
 
 def export(net: nn.Module, path: Path) -> Path:
     """Write a recogniser as insightface's packs have it."""
-    torch.onnx.export(
-        net.eval(),
-        (torch.zeros(1, 3, 112, 112),),
-        str(path),
-        input_names=["input"],
-        output_names=["embedding"],
-        dynamic_axes={"input": {0: "batch"}, "embedding": {0: "batch"}},
-        opset_version=13,
-        dynamo=False,
-    )
+    with warnings.catch_warnings(action="ignore"):  # that the exporter is the old one
+        torch.onnx.export(
+            net.eval(),
+            (torch.zeros(1, 3, 112, 112),),
+            str(path),
+            input_names=["input"],
+            output_names=["embedding"],
+            dynamic_axes={"input": {0: "batch"}, "embedding": {0: "batch"}},
+            opset_version=13,
+            dynamo=False,
+        )
     return path
 
 
 def unet() -> nn.Module:
-    """16 million weights, without text."""
+    """13 million weights, without text."""
     from diffusers import UNet2DModel
 
-    return UNet2DModel(
+    net: nn.Module = UNet2DModel(
         sample_size=64,
         in_channels=4,
         out_channels=4,
@@ -112,15 +117,19 @@ def unet() -> nn.Module:
         up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
         norm_num_groups=16,
     )
+    return net
 
 
 def naive(model: Path, device: str) -> Callable[[Tensor, Tensor], None]:
     """The recipe's: a detector and ONNX Runtime, on two images, without gradient."""
+    import onnxruntime
     from insightface.model_zoo import model_zoo
 
+    alone = onnxruntime.SessionOptions()
+    alone.intra_op_num_threads = 1
     providers = ["CUDAExecutionProvider"] if device == "cuda" else ["CPUExecutionProvider"]
-    detector = model_zoo.get_model(str(DETECTOR), providers=providers)
-    recogniser = model_zoo.get_model(str(model), providers=providers)
+    detector = model_zoo.get_model(str(DETECTOR), providers=providers, sess_options=alone)
+    recogniser = model_zoo.get_model(str(model), providers=providers, sess_options=alone)
     detector.prepare(0 if device == "cuda" else -1, input_size=(640, 640), det_thresh=0.5)
 
     def run(pixels: Tensor, landmarks: Tensor) -> None:
@@ -131,7 +140,9 @@ def naive(model: Path, device: str) -> Callable[[Tensor, Tensor], None]:
         )
         for picture in (image, image[:, ::-1].copy()):  # the generated one, the real one
             detector.detect(picture)
-            recogniser.get_feat(norm_crop(picture, landmarks[0].numpy()))
+            with warnings.catch_warnings(action="ignore"):  # scikit-image's, of insightface
+                crop = norm_crop(picture, landmarks[0].numpy())
+            recogniser.get_feat(crop)
 
     return run
 
@@ -149,12 +160,53 @@ def margins(vae: Any, landmarks: Tensor, device: str) -> dict[str, float]:
     return found
 
 
+def multiplications(recogniser: nn.Module, latents: int) -> dict[str, float]:
+    """A LoRA step with an active identity term, × one without: counted, not measured.
+
+    Forward, and backward to the inputs only, since neither the recogniser's nor most of the model's
+    weights have gradients. The decoder sees `latents`² around the face.
+    """
+    from diffusers import AutoencoderTiny, UNet2DConditionModel
+
+    def forward(net: nn.Module, *inputs: Tensor) -> float:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            net(*inputs)
+        return float(counter.get_total_flops()) / 2e9
+
+    meta = torch.device("meta")
+    with meta:
+        decoder = AutoencoderTiny().decoder
+        sd15 = UNet2DConditionModel(cross_attention_dim=768)
+        sdxl = UNet2DConditionModel(
+            block_out_channels=(320, 640, 1280),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2, 10),
+            attention_head_dim=(5, 10, 20),
+            cross_attention_dim=2048,
+            use_linear_projection=True,
+        )
+        t, words = torch.zeros(1), torch.zeros(1, 77, 1)
+        ours = forward(decoder, torch.zeros(1, 4, latents, latents))
+        ours += forward(recogniser, torch.zeros(1, 3, 112, 112))
+        steps = {
+            "SD 1.5 at 512 px": forward(
+                sd15, torch.zeros(1, 4, 64, 64), t, words.expand(1, 77, 768)
+            ),
+            "SDXL at 1024 px": forward(
+                sdxl, torch.zeros(1, 4, 128, 128), t, words.expand(1, 77, 2048)
+            ),
+        }
+    return {name: 1 + ours / value for name, value in steps.items()}
+
+
 def measure(device: str, repeats: int, folder: Path) -> dict[str, Any]:
     """Median seconds of each kind of step."""
     from diffusers import AutoencoderTiny
 
     torch.manual_seed(0)
-    path = export(iresnet(50), folder / "r50.onnx")
+    network = iresnet(50)
+    path = export(network, folder / "r50.onnx")
     recogniser = load_recogniser(path, device=device)
     vae = AutoencoderTiny().eval().requires_grad_(False).to(device)
     model = unet().to(device)
@@ -182,7 +234,7 @@ def measure(device: str, repeats: int, folder: Path) -> dict[str, Any]:
         if with_recipe:
             with torch.no_grad():
                 recipe(vae.decode(objective.x0(noisy, pred, t)).sample, landmarks)
-        losses(batch).total.backward()
+        losses(batch).total.backward()  # type: ignore[no-untyped-call]
         model.zero_grad()
         return _now(device) - begin
 
@@ -196,7 +248,7 @@ def measure(device: str, repeats: int, folder: Path) -> dict[str, Any]:
     times: dict[str, list[float]] = {name: [] for name in kinds}
     for run in range(repeats + 1):
         for name, kind in kinds.items():
-            seconds = kind()
+            seconds = kind()  # type: ignore[no-untyped-call]
             if run:  # the first warms up
                 times[name].append(seconds)
     median = {name: statistics.median(values) for name, values in times.items()}
@@ -212,6 +264,7 @@ def measure(device: str, repeats: int, folder: Path) -> dict[str, Any]:
             "ours, gated at T/4": (active + 3 * idle) / 4 / one,
             "ours, gated, every 4th": (active + 15 * idle) / 16 / one,
         },
+        "counted": multiplications(network.to("meta"), _latents(landmarks, term)),
         "margin": margins(vae, landmarks, device),
     }
 
@@ -236,15 +289,24 @@ def main() -> None:
     )
     for name, value in found["relative"].items():
         print(f"{name:42} {value:5.2f} × base")
+    print("\ncounted: an active step of a LoRA on")
+    for name, value in found["counted"].items():
+        print(f"{name:42} {value:5.3f} × base")
     print("\nmargin in latents: RMS difference to decoding everything, of the crop's deviation")
     for name, value in found["margin"].items():
         print(f"{name:>6} {value:8.4f}")
 
 
+def _latents(landmarks: Tensor, term: IdentityTerm) -> int:
+    assert term.margin is not None
+    return max(window(landmarks, 64, 64, factor=term.factor, margin=term.margin)[1])
+
+
 def _now(device: str) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter()
+        return time.perf_counter()
+    return time.process_time()
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from types import TracebackType
 
 from lora_prep import imageio
 from lora_prep.errors import DatasetError
+from lora_prep.offsets import Offsets
 from lora_prep.types import Json, Status
 
 SETTLED_NS = 2_000_000_000
@@ -148,8 +149,10 @@ class Journal:
             imageio.make_folder(path.parent)
         with self._writing():
             self._file: FileIO = path.open("rb" if read_only else "a+b", buffering=0)
-        self._offsets: dict[str, int] = {}
-        self._writers: dict[str, str] = {}
+        self._offsets = Offsets()
+        """Of each item's last entry, by its key."""
+        self._writers = Offsets()
+        """Of the last entry that wrote it, by the path of an output."""
         self._synced = time.monotonic()
         lines = self._index()
         if lines > 2 * len(self._offsets) + 100 and not read_only:
@@ -160,11 +163,16 @@ class Journal:
 
     def __iter__(self) -> Iterator[Entry]:
         """The last entry of each item, in the order in which the items were first done."""
-        return (self._read(offset) for offset in list(self._offsets.values()))
+        return map(self._read, self._offsets)
+
+    @property
+    def is_layered(self) -> bool:
+        """Whether there is a base below."""
+        return self._base is not None
 
     def __contains__(self, key: str) -> bool:
         """Whether an item has an entry here, whatever the base has."""
-        return key in self._offsets
+        return self._own(key) is not None
 
     def __enter__(self) -> "Journal":
         return self
@@ -179,25 +187,35 @@ class Journal:
 
     def get(self, key: str) -> Entry | None:
         """The last entry of an item."""
+        return self._own(key) or (self._base.get(key) if self._base else None)
+
+    def _own(self, key: str) -> Entry | None:
         offset = self._offsets.get(key)
-        if offset is None:
-            return self._base.get(key) if self._base else None
-        return self._read(offset)
+        entry = None if offset is None else self._read(offset)
+        return entry if entry and entry.key == key else None
 
     def writers(self, key: str, outputs: Iterable[str]) -> dict[str, Entry]:
         """The entries of other items that last wrote to these paths, relative to the root."""
-        others = ((path, self._writer(path)) for path in outputs)
+        own = self._offsets.get(key)
+        others = ((path, self._writer(path, own)) for path in outputs)
         entries = ((path, self.get(other)) for path, other in others if other and other != key)
         return {path: entry for path, entry in entries if entry}
 
-    def _writer(self, path: str) -> str | None:
-        """The key of the item that last wrote to a path."""
-        return self._writers.get(path) or (self._base._writer(path) if self._base else None)
+    def _writer(self, path: str, own: int | None) -> str | None:
+        """The key of the item that last wrote to a path; None where its entry lies at `own`."""
+        offset = self._writers.get(path)
+        if offset is not None and offset == own:
+            return None
+        entry = None if offset is None else self._read(offset)
+        if entry and path in entry.outputs:
+            return entry.key
+        return self._base._writer(path, None) if self._base else None
 
     def _note(self, entry: Entry, offset: int) -> None:
         self._offsets[entry.key] = offset
         if entry.status is Status.DONE:
-            self._writers.update(dict.fromkeys(entry.outputs, entry.key))
+            for path in entry.outputs:
+                self._writers[path] = offset
 
     def append(self, entry: Entry) -> None:
         """Record an entry. It survives the process at once, and the machine after a second."""
@@ -266,8 +284,7 @@ class Journal:
         self._file.close()
         part.replace(self.path)
         self._file = self.path.open("a+b", buffering=0)
-        self._offsets.clear()
-        self._writers.clear()
+        self._offsets, self._writers = Offsets(), Offsets()
         self._index()
 
 

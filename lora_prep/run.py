@@ -125,7 +125,7 @@ def plan(stage: Stage, root: Path, *, force: bool = False) -> Iterator[Outcome]:
     attempt = Attempt(stage, root, force=force)
     with ExitStack() as stack:
         journal = None
-        for path in (journal_path(root, stage.name), *_shard_journal(stage, root)):
+        for path in (journal_path(root, stage.name), *_own_journal(stage)):
             if path.exists():
                 journal = stack.enter_context(Journal(path, read_only=True, base=journal))
         for item in stage.items():
@@ -158,7 +158,8 @@ def _journal(stage: Stage, root: Path) -> Iterator[Journal]:
         yield journal
 
 
-def _shard_journal(stage: Stage, root: Path) -> Sequence[Path]:
+def _own_journal(stage: Stage) -> Sequence[Path]:
+    """A shard's."""
     return (stage.journal,) if isinstance(stage, ShardOf) else ()
 
 
@@ -234,7 +235,7 @@ def _commit(finished: Finished, journal: Journal) -> Outcome:
         # First, so that death in between leaves an item without its file, and never with two.
         if path.exists() and hash_file(path) == before:
             path.unlink()
-    if finished.news or finished.entry.key not in journal:  # known from before this shard
+    if finished.news or (journal.is_layered and finished.entry.key not in journal):  # known from before this shard
         journal.append(finished.entry)
     for part, path, _ in finished.parts:
         imageio.commit(part, path)

@@ -89,8 +89,10 @@ class PromptedSam2:
 
     def __init__(self, spec: SegmenterSpec, embeddings: Path | None = None) -> None:
         """As `Sam2Segmenter`."""
+        from lora_prep.backends import sam2_model
         from lora_prep.backends.sam2 import Sam2Segmenter
 
+        sam2_model.find(spec)  # a model that is not to be had is said before torch is imported
         self._sam2 = Sam2Segmenter(spec, embeddings)
 
     def describe(self) -> str:

@@ -26,6 +26,7 @@ COMMANDS = (
     "pairs",
     "captions",
     "validate",
+    "export",
     "preview",
     "report",
     "review",

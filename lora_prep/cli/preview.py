@@ -155,6 +155,7 @@ def command(
     Exits with 1 where a mask would not be used, would lie elsewhere, or the trainer would stop.
     """
     from lora_prep.cli.console import SCHEMA, short
+    from lora_prep.imageio import make_folder
     from lora_prep.trainers.view import Layout
 
     data = options.required(images)
@@ -171,6 +172,9 @@ def command(
             prepared=not as_is,
         )
         columns = _of_dataset(layout, trainers, route)
+    if out:
+        _refuse(out, columns)
+        make_folder(out.resolve().parent)
     names = _look(columns)
     if out:
         _draw(out, columns, names, limit, short(data))
@@ -183,11 +187,36 @@ def command(
         sys.exit(1)
 
 
+def _refuse(out: Path, columns: Sequence[Column]) -> None:
+    """A picture that a trainer would take for an image or a mask, or that is no PNG."""
+    from lora_prep.errors import UsageError
+
+    if out.suffix.lower() != ".png":
+        raise UsageError(f"--out writes a PNG file: name it {out.with_suffix('.png').name}")
+    layouts = [column.view.layout for column in columns]
+    taken = {f.resolve() for layout in layouts for f in (layout.images, layout.masks) if f}
+    if taken & set(out.resolve().parents):
+        raise UsageError(
+            "--out needs another folder: trainers take every file in the image and mask folders "
+            "for an image or a mask"
+        )
+
+
 def _configured(data: Path, wanted: Sequence[str]) -> list[Column]:
     """The views of a trainer's configuration file, or of those in a folder; none: no such file."""
-    from lora_prep.errors import UsageError
+    from lora_prep.errors import DatasetError, UsageError
+    from lora_prep.export.check import view_of
+    from lora_prep.export.files import MANIFEST, Manifest
     from lora_prep.trainers import configs, open_view
 
+    if (data / MANIFEST).is_file():
+        manifest = Manifest.read(data)
+        if wanted and manifest.trainer not in wanted and "all" not in wanted:
+            raise UsageError(f"{data} was exported to {manifest.trainer}; leave --trainer out")
+        known = [name for name in TRAINERS if name == manifest.trainer and manifest.about]
+        if not known:
+            raise DatasetError(f"{data} holds no finished export: run lora-prep export again")
+        return [Column(known[0], known[0], view_of(data, manifest))]
     if data.is_file():
         files = [data]
     elif data.is_dir():
@@ -213,11 +242,15 @@ def _of_dataset(layout: "Layout", wanted: Sequence[str], route: str) -> list[Col
     from dataclasses import replace
 
     from lora_prep.dataset import Dataset
+    from lora_prep.errors import DatasetError
     from lora_prep.trainers import open_view
 
-    if layout.prepared or layout.masks is None:
+    try:
         dataset = Dataset.at(layout.images, masks=layout.masks, recursive=layout.recursive)
         layout = replace(layout, images=dataset.images, masks=dataset.masks)
+    except DatasetError:  # such as masks in the image folder: as it is, a trainer may take that
+        if layout.prepared or layout.masks is None:
+            raise
     everyone = not wanted or "all" in wanted
     columns = []
     for trainer in TRAINERS:
@@ -241,7 +274,7 @@ def _look(columns: Sequence[Column]) -> list[str]:
 
     from tqdm import tqdm
 
-    work = [(column, name) for column in columns for name in column.view.names()]
+    work = [(column, name) for column in columns for name in _names(column)]
     hidden = not sys.stderr.isatty()
     with ThreadPoolExecutor(4) as pool:
         results = pool.map(lambda job: _light(job[0].view.see(job[1])), work)
@@ -251,6 +284,15 @@ def _look(columns: Sequence[Column]) -> list[str]:
     bad = Counter(n for c in columns if c.counts for n, s in c.seen.items() if not s.good)
     names = sorted({name for _, name in work})
     return sorted(names, key=lambda name: -bad[name])
+
+
+def _names(column: Column) -> list[str]:
+    from lora_prep.errors import DatasetError
+
+    names = column.view.names()
+    if not names:
+        raise DatasetError(f"{column.title} would find no image in {column.view.layout.images}")
+    return names
 
 
 def _light(seen: "Seen") -> "Seen":
@@ -276,7 +318,6 @@ def _draw(out: Path, columns: Sequence[Column], names: list[str], limit: int, ti
     total = len(names)
     more = f"{len(rows)} of {total} images" if len(rows) < total else f"{total} images"
     data = sheet.draw(f"{title}: {more}", [column.title for column in columns], rows)
-    imageio.make_folder(out.resolve().parent)
     imageio.replace(out, data)
 
 

@@ -117,10 +117,10 @@ def command(
         shown = sum(image.shown for image in facts.images)
         for line in facts.missing:
             click.echo(line)
+        found = sum(len(issues) for _, issues in facts.kinds)
         click.echo(
-            f"{len(facts.images)} images, {shown} in the gallery, "
-            f"{sum(len(issues) for _, issues in facts.kinds)} issues -> {short(target)} "
-            f"({size_text(size)})"
+            f"{_number(len(facts.images), 'image')}, {shown} in the gallery, "
+            f"{_number(found, 'issue')} -> {short(target)} ({size_text(size)})"
         )
 
 
@@ -151,6 +151,10 @@ def gathered(
             options=how,
             observe=bar.update,
         )
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _configured_erosion() -> str:

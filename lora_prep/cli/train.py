@@ -54,9 +54,7 @@ def command(
     plan = planning.plan(run, base)
     if dry_run:
         click.echo(
-            json.dumps({"schema": SCHEMA, **plan.as_json()})
-            if as_json
-            else "\n".join(plan.lines())
+            json.dumps({"schema": SCHEMA, **plan.as_json()}) if as_json else "\n".join(plan.lines())
         )
         return
     _train(plan, config, restart=restart, as_json=as_json, quiet=quiet)

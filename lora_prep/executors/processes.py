@@ -67,9 +67,7 @@ class ProcessesExecutor:
         if not self.num_gpus:
             return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
         if self.num_gpus > len(gpus):
-            raise UsageError(
-                f"--num-gpus {self.num_gpus:g}: {len(gpus)} GPUs are to be seen here"
-            )
+            raise UsageError(f"--num-gpus {self.num_gpus:g}: {len(gpus)} GPUs are to be seen here")
         return int(len(gpus) / self.num_gpus)
 
 
@@ -206,8 +204,9 @@ class _Crew:
         how = _end_of(member.process.exitcode)
         if self._deaths > MOST_DEATHS:
             raise BackendError(
-                f"{self._deaths} workers in a row {how} before they finished anything. If the "
-                "memory is too small, give fewer --workers; the lines above may say more"
+                f"{self._deaths} workers in a row ended before they finished anything; the last "
+                f"{how}. If the memory is too small, give fewer --workers; the lines above may say "
+                "more"
             )
         if stop:
             return
@@ -276,9 +275,7 @@ def _serve(
         raise SystemExit from None
 
 
-def _listen(
-    pipe: Connection, inbox: "queue.SimpleQueue[Sequence[Task]]", stop: Stop
-) -> None:
+def _listen(pipe: Connection, inbox: "queue.SimpleQueue[Sequence[Task]]", stop: Stop) -> None:
     """Always ready to receive, so that the driver never waits for a worker that waits for it."""
     try:
         while True:

@@ -9,6 +9,7 @@ lost is done again, alone, before it counts as failed.
 """
 
 import logging
+import os
 import pickle
 import queue
 import signal
@@ -120,7 +121,7 @@ class RayExecutor:
             compute=strategy,
             num_cpus=1,
             num_gpus=self.num_gpus or None,
-            max_task_retries=TRIES,
+            ray_remote_args_fn=_retries,
         )
         try:
             for rows in data.iter_batches(batch_size=None, batch_format="numpy"):
@@ -140,6 +141,10 @@ class RayExecutor:
                 )
             return room
         return max(1, int(resources.get("CPU", 1)))
+
+
+def _retries() -> dict[str, int]:
+    return {"max_task_retries": TRIES}
 
 
 class Hand:
@@ -217,7 +222,8 @@ def _connected(ray: Any, address: str | None) -> Iterator[None]:
     handlers = {number: signal.getsignal(number) for number in numbers}
     try:
         # Without the workers' logs: of a lost machine they tell for pages, and failures are data.
-        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise BackendError(
             f"cannot reach a Ray cluster at {address or 'this machine'} ({_first_line(error)}): "

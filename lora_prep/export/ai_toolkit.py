@@ -66,8 +66,6 @@ def recipe(plan: Plan, gathered: Gathered) -> Recipe:
         "without a word; this export leaves them out.",
         "The mask is divided by its mean over the batch: batches whose masks are all black are "
         "NaN. Such masks are left out of this export unless `mask_min_value` is above 0.",
-        "Latents that were cached (`_latent_cache`) do not hold the masks: edited masks count at "
-        "once.",
         "`prior_preservation`, `class_prompt`, `num_class_images` and `prior_loss_weight`, which "
         "some guides name, do not exist and are ignored. Class images are the data set with "
         "`is_reg`, their weight is `train.reg_weight`.",
@@ -94,18 +92,21 @@ def _network(plan: Plan) -> dict[str, Any]:
 
 
 def _datasets(plan: Plan, gathered: Gathered) -> list[dict[str, Any]]:
-    common = {"caption_ext": "txt", "resolution": list(plan.resolutions), "buckets": plan.buckets}
+    def common() -> dict[str, Any]:  # anew each time: YAML would write a reference
+        resolutions = list(plan.resolutions)
+        return {"caption_ext": "txt", "resolution": resolutions, "buckets": plan.buckets}
+
     instance: dict[str, Any] = {"folder_path": plan.places("images")}
     if plan.uses_masks:
         instance["mask_path"] = plan.places("masks")
         instance["mask_min_value"] = plan.mask_floor
-    found = [{**instance, **common, "num_repeats": plan.repeats}]
+    found = [{**instance, **common(), "num_repeats": plan.repeats}]
     if gathered.classes:
         found.append(
             {
                 "folder_path": plan.places("class"),
                 "is_reg": True,
-                **common,
+                **common(),
                 "num_repeats": plan.prior_repeats,
             }
         )
@@ -129,7 +130,7 @@ def _train(plan: Plan, gathered: Gathered) -> dict[str, Any]:
         train["reg_weight"] = plan.prior_weight
     if plan.dop:
         train["diff_output_preservation"] = True
-        train["diff_output_preservation_class"] = plan.class_name
+        train["diff_output_preservation_class"] = plan.dop_class or plan.class_name
         train["diff_output_preservation_multiplier"] = plan.dop
     if plan.background_prior and plan.uses_masks:
         train["inverted_mask_prior"] = True

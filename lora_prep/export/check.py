@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
+
 from lora_prep.errors import DatasetError, LoraPrepError
 from lora_prep.export import schema
 from lora_prep.export.configs import parse
@@ -105,12 +107,12 @@ def _see(found: Checked, view: View, shape: Shape, manifest: Manifest) -> None:
             found.problems.append(f"{name}: {seen.problem}")
         elif seen.used:
             found.masked += 1
-        elif masked and not _is_white(seen.meant):
+        elif masked and not _opaque(shape, seen.meant):
             found.problems.append(f"{name}: {'; '.join(seen.notes) or 'its mask is not used'}")
 
 
-def _is_white(meant: object) -> bool:
-    """A mask that is white all over does nothing; kohya then sees no alpha at all."""
-    import numpy as np
-
-    return meant is None or bool(np.asarray(meant).min() == 1)
+def _opaque(shape: Shape, meant: np.ndarray | None) -> bool:
+    """A mask that is white all over does nothing, and as alpha it is not even noticed."""
+    if meant is None:
+        return shape.mask_name == "alpha"
+    return bool(meant.min() == 1)

@@ -2,12 +2,15 @@
 
 import json
 import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from lora_prep.errors import DatasetError
 from lora_prep.types import Json
+
+SHORT = 88
+"""Commands up to this length stay on a line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +27,12 @@ class Config:
         """The file's content."""
         match PurePosixPath(self.name).suffix:
             case ".toml":
-                import tomli_w
-
-                return tomli_w.dumps(self.value)
+                return "\n".join(_toml(self.value, "")).lstrip("\n") + "\n"
             case ".yaml":
-                import yaml
+                import yaml  # type: ignore[import-untyped]
 
-                return yaml.safe_dump(
-                    self.value, sort_keys=False, allow_unicode=True, width=10**6
+                return str(
+                    yaml.safe_dump(self.value, sort_keys=False, allow_unicode=True, width=10**6)
                 )
             case ".json":
                 return json.dumps(self.value, indent=2, ensure_ascii=False) + "\n"
@@ -44,7 +45,6 @@ class Command:
     """A command line for TRAIN.md."""
 
     words: tuple[str, ...]
-    environment: Mapping[str, str] = field(default_factory=dict)
 
     def text(self, windows: bool) -> str:
         """Quoted for the shell, an option a line."""
@@ -57,8 +57,40 @@ class Command:
                 lines.append(quoted)
             else:
                 lines[-1] += f" {quoted}"
+        if len(" ".join(lines)) <= SHORT:
+            return " ".join(lines)
         joint = " ^\n  " if windows else " \\\n  "
         return joint.join(lines)
+
+
+def _toml(table: Mapping[str, Json], place: str) -> Iterator[str]:
+    """The lines of a table: values, then tables, each with a header of its own.
+
+    No inline tables, which the parser that kohya, musubi-tuner and diffusion-pipe use is bad at.
+    """
+    inner = {}
+    for key, value in table.items():
+        if isinstance(value, dict) or (isinstance(value, list) and isinstance(value[0], dict)):
+            inner[key] = value
+        else:
+            yield f"{key} = {toml_value(value)}"
+    for key, value in inner.items():
+        name = f"{place}{key}"
+        for one in [value] if isinstance(value, dict) else value:
+            yield ""
+            yield f"[{name}]" if isinstance(value, dict) else f"[[{name}]]"
+            yield from _toml(one, f"{name}.")
+
+
+def toml_value(value: Json) -> str:
+    """A value on one line; texts with backslashes or quotes as literals, where that is possible."""
+    import tomli_w
+
+    if isinstance(value, list):
+        return f"[{', '.join(map(toml_value, value))}]"
+    if isinstance(value, str) and set(value) & {"\\", '"'} and "'" not in value:
+        return f"'{value}'"
+    return tomli_w.dumps({"x": value}).removeprefix("x = ").strip()
 
 
 def parse(name: str, text: str) -> Json:

@@ -23,7 +23,7 @@ _SCRIPTS = {
 }
 
 
-def shape(plan: Plan) -> Shape:
+def shape(_plan: Plan) -> Shape:
     """Every file is opened as an image: no captions beside them."""
     return Shape(mask_name="none", captions=False, class_captions=False)
 
@@ -65,7 +65,7 @@ def recipe(plan: Plan, gathered: Gathered) -> Recipe:
         arguments["lora_layers"] = plan.emission.value["lora_layers"]
     if others:
         notes.append(
-            f"the captions of {others} images are not used: the scripts train all images on one "
+            f"captions that are not used: {others}; the scripts train all images on one "
             f"prompt, {prompt!r}"
         )
     script = _SCRIPTS.get(plan.model.variant or "" if plan.model else "", "SCRIPT.py")

@@ -1,6 +1,6 @@
 """diffusion-pipe: `[[directory]]` tables with `path` and `mask_path`."""
 
-from lora_prep.export.configs import Command, Config
+from lora_prep.export.configs import Command, Config, toml_value
 from lora_prep.export.gather import Gathered
 from lora_prep.export.plan import Plan
 from lora_prep.export.recipe import Recipe, Shape, common_notes
@@ -49,8 +49,9 @@ def recipe(plan: Plan, gathered: Gathered) -> Recipe:
             "Class images are just another directory: there is no prior weight; balance them by "
             "`num_repeats`."
         )
+    place = toml_value(plan.places(config.name))
     intro = (
-        f"Set `dataset = {_quoted(plan.places(config.name))}` in your own training configuration "
+        f"Set `dataset = {place}` in your own training configuration "
         "(TRAINING.toml below), which names the model's files, and run it in the folder of "
         "diffusion-pipe"
     )
@@ -62,9 +63,3 @@ def recipe(plan: Plan, gathered: Gathered) -> Recipe:
         tuple(common_notes(plan)),
         {"min_ratio": plan.min_ratio, "max_ratio": plan.max_ratio, "ratios": RATIOS},
     )
-
-
-def _quoted(text: str) -> str:
-    import tomli_w
-
-    return tomli_w.dumps({"x": text}).removeprefix("x = ").strip()

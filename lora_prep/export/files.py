@@ -59,7 +59,8 @@ class Manifest:
                 )
                 for name, e in document["files"].items()
             }
-            return cls(document["trainer"], files, frozenset(document["pending"]), document["about"])
+            pending = frozenset(document["pending"])
+            return cls(document["trainer"], files, pending, document["about"])
         except (FileNotFoundError, NotADirectoryError):
             return cls()
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -233,6 +234,7 @@ def fingerprint(*parts: Any) -> str:
 
 
 def file_hash(path: Path) -> str:
+    """SHA-256 of a file's content."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

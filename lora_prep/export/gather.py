@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lora_prep import captions
+from lora_prep import captions, decisions
 from lora_prep.captions import Fault
 from lora_prep.dataset import STATE_FOLDER, Dataset, Sample, image_names
 from lora_prep.errors import UsageError
@@ -57,10 +57,11 @@ def gather(plan: Plan) -> Gathered:
     if plan.augmented:
         candidates += [(plan.augmented, s) for s in plan.augmented]
     stems = export_stems([s.name for _, s in candidates], windows=plan.places.style == "windows")
+    rejected_names = decisions.rejected(plan.dataset)
     uncaptioned = []
     for (dataset, sample), stem in zip(candidates, stems, strict=True):
         label = _label(plan, dataset, sample)
-        reason = _obstacle(plan, dataset, sample)
+        reason = _obstacle(plan, dataset, sample, rejected_names)
         if reason is not None:
             found.left_out.append(reason)
             continue
@@ -98,14 +99,15 @@ def _label(plan: Plan, dataset: Dataset, sample: Sample) -> str:
     return sample.name if dataset is plan.dataset else f"augmented/{sample.name}"
 
 
-def _obstacle(plan: Plan, dataset: Dataset, sample: Sample) -> LeftOut | None:
+def _obstacle(
+    plan: Plan, dataset: Dataset, sample: Sample, rejected_names: frozenset[str]
+) -> LeftOut | None:
     """Why an image is left out, as far as file names tell."""
     key = _label(plan, dataset, sample)
-    if dataset is plan.dataset and sample.name in plan.rejected:
-        why = plan.rejected[sample.name]
-        return LeftOut(key, f"rejected in the review{why and f' ({why})'}", wanted=True)
+    if dataset is plan.dataset and sample.name in rejected_names:
+        return LeftOut(key, "rejected in the review", wanted=True)
     if dataset is plan.augmented:
-        rejected = {str(Path(name).with_suffix("")): name for name in plan.rejected}
+        rejected = {dataset.sample(name).stem: name for name in rejected_names}
         origin = re.sub(r"-a\d{3,}$", "", sample.stem)
         if origin in rejected:
             return LeftOut(key, f"a variant of {rejected[origin]}, which was rejected", wanted=True)
@@ -147,12 +149,12 @@ def _class_images(plan: Plan, folder: Path) -> Iterator[Picture]:
 
 def _prompts(plan: Plan, folder: Path) -> dict[str, str]:
     """The prompts that lora-prep's own class images were drawn with, by path."""
-    found = {}
+    found: dict[str, str] = {}
     for root in {plan.dataset.root, plan.dataset.images.parent, folder.parent}:
         for path in sorted((root / STATE_FOLDER).glob("priors*.jsonl")):
             with Journal(path, read_only=True) as journal:
                 for entry in journal:
                     prompt = (entry.info or {}).get("prompt")
-                    for output in entry.outputs if isinstance(prompt, str) else ():
-                        found[os.path.realpath(root / output)] = prompt
+                    for output in entry.outputs if prompt else ():
+                        found[os.path.realpath(root / output)] = str(prompt)
     return found

@@ -11,7 +11,7 @@ _SCRIPTS = {"flux2": "flux_2", "qwen-image": "qwen_image", "wan21": "wan"}
 _MODULES = {"flux2": "lora_flux_2", "qwen-image": "lora_qwen_image", "wan21": "lora_wan"}
 
 
-def shape(plan: Plan) -> Shape:
+def shape(_plan: Plan) -> Shape:
     """Images and captions."""
     return Shape(mask_name="none")
 

@@ -25,8 +25,10 @@ class Places:
         if not self.root:
             return separator.join(tail) or "."
         root = self.root.rstrip("/\\") or separator
-        return root + (separator if not root.endswith(separator) else "") * bool(tail) + (
-            separator.join(tail)
+        return (
+            root
+            + (separator if not root.endswith(separator) else "") * bool(tail)
+            + (separator.join(tail))
         )
 
     def local(self, path: str, out: Path) -> Path | None:
@@ -67,5 +69,11 @@ def places(out: Path, *, relative: bool, style: PathStyle | None, root: str | No
             f"{root!a} has control codes or bytes that are no text in it, which no trainer's "
             "configuration can hold: choose another folder"
         )
-    return Places(root.replace("/", "\\") if style == "windows" else root.replace("\\", "/")
-                  if root[1:3] == ":\\" else root, style)
+    return Places(
+        root.replace("/", "\\")
+        if style == "windows"
+        else root.replace("\\", "/")
+        if root[1:3] == ":\\"
+        else root,
+        style,
+    )

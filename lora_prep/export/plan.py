@@ -1,7 +1,6 @@
 """What is exported, to which trainer, and with which settings: one frozen value."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -39,8 +38,6 @@ class Plan:
     route: Route = "rgba"
     """kohya: the mask as the image's alpha channel, or in a folder of its own."""
     link: Link = "copy"
-    rejected: Mapping[str, str] = field(default_factory=dict)
-    """Names of images that the review rejected, and why."""
 
     trigger: str = ""
     caption: str = ""
@@ -53,6 +50,8 @@ class Plan:
     """Weight of black, 0 to 1."""
     dop: float = 0.0
     """Weight of output preservation; 0 is off."""
+    dop_class: str = ""
+    """What the trigger becomes for that; empty: `class_name`."""
     background_prior: float = 0.0
     """Weight of the base model's own prediction where the mask is black; 0 is off."""
 
@@ -116,10 +115,14 @@ def _refusals(plan: Plan) -> list[str]:
         )
     if plan.trainer == "diffusers" and len(plan.resolutions) > 1:
         found.append("diffusers' scripts train at one resolution: give --resolution once")
-    if plan.dop and plan.trainer == "ai-toolkit" and not (plan.class_name and plan.trigger):
+    if (
+        plan.dop
+        and plan.trainer == "ai-toolkit"
+        and not (plan.trigger and (plan.dop_class or plan.class_name))
+    ):
         found.append(
-            "--dop needs --trigger and --class: output preservation replaces the one by the other "
-            "in the captions"
+            "--dop needs --trigger and --dop-class (or --class): output preservation replaces the "
+            "one by the other in the captions"
         )
     if plan.slider and plan.trainer == "ai-toolkit" and plan.priors is not None:
         found.append("a concept slider of ai-toolkit takes no class images: give --no-priors")

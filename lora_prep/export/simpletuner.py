@@ -62,8 +62,8 @@ def recipe(plan: Plan, gathered: Gathered) -> Recipe:
         )
     if gathered.classes:
         cannot.append(
-            "Class images (`is_regularisation_data`) have no weight of their own; their loss is "
-            "taken against the base model's prediction."
+            "Class images (`is_regularisation_data`) have no weight of their own, and by SimpleTuner's "
+            "documents work with LyCORIS adapters (`--lora_type=lycoris`), not with standard LoRA."
         )
     return Recipe(
         (config,),

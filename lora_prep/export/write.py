@@ -122,7 +122,13 @@ class _Writer:
         mask = _read(picture.mask) if picture.mask else b""
         names = self.names(picture, of_class=of_class)
         floor = 0.0 if self.plan.trainer in FLOOR_KEYS else self.plan.mask_floor
-        settings = [REVISION, self.plan.trainer, floor, self.plan.mask_floor > 0, self.plan.link]
+        settings: list[Json] = [
+            REVISION,
+            self.plan.trainer,
+            floor,
+            self.plan.mask_floor > 0,
+            self.plan.link,
+        ]
         settings += [self.plan.background_prior > 0, picture.image.suffix, asdict(self.shape)]
         made_from = fingerprint(settings, names, picture.caption, image, mask)
         if not of_class:

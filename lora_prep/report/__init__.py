@@ -41,5 +41,6 @@ def write(path: Path, facts: Facts) -> int:
     """Write the page, all of it or nothing. Returns its size in bytes. Raises DatasetError."""
     page = render(facts, datetime.now())
     imageio.make_folder(path.parent)
+    imageio.sweep(path.parent)
     imageio.replace(path, page)
     return len(page)

@@ -97,8 +97,6 @@ class Facts:
     images: Sequence[ImageFacts]
     kinds: Sequence[tuple[Kind, Sequence[Issue]]]
     """The kinds of issues that were found, the most frequent errors first."""
-    general: Sequence[Issue]
-    """Issues of no image."""
     people: People
     augmented: Augmented
     priors: Priors
@@ -137,7 +135,7 @@ def collect(
     """
     options = options or Options()
     decided, trouble = _decisions(dataset)
-    of_image, general = by_image(dataset, issues)
+    of_image = by_image(dataset, issues)
     people = read_people(dataset)
     found = list(steps(dataset))
     states = _states(dataset, found)
@@ -191,7 +189,6 @@ def collect(
         name=dataset.images.parent.name or dataset.images.name,
         images=images,
         kinds=_kinds(kinds, issues),
-        general=general,
         people=people,
         augmented=variants,
         priors=class_images,
@@ -220,23 +217,17 @@ def _decisions(dataset: Dataset) -> tuple[dict[str, Decision], list[str]]:
         return {}, [f"What was decided in the review is not known: {error}."]
 
 
-def by_image(
-    dataset: Dataset, issues: Sequence[Issue]
-) -> tuple[dict[str, list[Issue]], list[Issue]]:
-    """The issues of each image, by its name, those of its mask and caption too; and the others."""
+def by_image(dataset: Dataset, issues: Sequence[Issue]) -> dict[str, list[Issue]]:
+    """The issues of each image, by its name, and those of its mask and caption."""
     owners: dict[str, list[str]] = {}
     for sample in dataset:
         for path in (sample.image, sample.mask, sample.caption):
             owners.setdefault(dataset.key(path), []).append(sample.name)
     found: dict[str, list[Issue]] = {}
-    general = []
     for issue in issues:
-        names = owners.get(os.path.normpath(issue.path).replace(os.sep, "/"), [])
-        for name in names:
+        for name in owners.get(os.path.normpath(issue.path).replace(os.sep, "/"), []):
             found.setdefault(name, []).append(issue)
-        if not names:
-            general.append(issue)
-    return found, general
+    return found
 
 
 def _gallery(
@@ -296,6 +287,9 @@ def _caption(sample: Sample) -> str | Fault:
 
 def _missing(facts: Facts) -> Iterator[str]:
     images = [image.measured for image in facts.images]
+    if not images:
+        yield "There is no image in the image folder: `lora-prep normalize PHOTOS` makes copies."
+        return
     if not any(image.coverage is not None for image in images):
         yield "There are no masks yet: `lora-prep masks` makes them."
     if facts.people.problem:

@@ -66,10 +66,10 @@ def histogram(
     low, high = min(placed), max(placed)
     if mark is not None:
         low, high = min(low, _place(mark, scale)), max(high, _place(mark, scale))
-    span = (high - low) or 1.0
+    span = high - low
     counts = [0] * BARS
-    for value in placed:
-        counts[min(int((value - low) / span * BARS), BARS - 1)] += 1
+    for value in placed:  # one value alone stands in the middle
+        counts[min(int((value - low) / span * BARS), BARS - 1) if span else BARS // 2] += 1
     tallest, step = max(counts), WIDTH / BARS
     bars = []
     for i, count in enumerate(counts):
@@ -90,7 +90,7 @@ def histogram(
         format(_value(low + span, scale), form),
         format(median(values), form),
         len(values),
-        None if mark is None else round((_place(mark, scale) - low) / span * WIDTH, 2),
+        None if mark is None else round((_place(mark, scale) - low) / (span or 1) * WIDTH, 2),
         mark_label,
     )
 

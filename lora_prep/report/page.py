@@ -18,6 +18,7 @@ from lora_prep.report.collect import Facts, ImageFacts
 from lora_prep.report.histogram import HEIGHT, WIDTH, Histogram, histogram
 from lora_prep.report.made import spread
 from lora_prep.report.thumbnails import Picture
+from lora_prep.status import State
 from lora_prep.types import Json, Severity
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ def render(facts: Facts, when: datetime) -> bytes:
         script=Markup(script),
         style_hash=_hash(style),
         script_hash=_hash(script),
+        columns=[state for state in State if any(step.counts[state] for step in facts.steps)],
         errors=facts.severities[Severity.ERROR],
         warnings=facts.severities[Severity.WARNING],
         listed=LISTED,

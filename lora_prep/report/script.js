@@ -165,7 +165,7 @@ const cards = data.images.map((image, index) => {
   }
   const name = element("span", { class: "name", title: image.name }, image.name);
   const card = element("button", { type: "button", class: "card", tabindex: "-1" }, frame, name, second, third);
-  card.setAttribute("aria-label", `${image.name}, ${[...short(image), image.state].join(", ")}, ${image.issues.length} issues`);
+  card.setAttribute("aria-label", `${image.name}, ${[...short(image), image.state].join(", ")}, ${image.issues.length === 1 ? "1 issue" : `${image.issues.length} issues`}`);
   card.addEventListener("click", () => look(index));
   card.addEventListener("focus", () => enter(index));
   return element("li", {}, card);
@@ -294,9 +294,11 @@ $("views").addEventListener("input", (event) => showView(event.target.value));
 
 // ------------------------------------------------------------------ one image, large
 const viewer = $("viewer");
+let looked = -1; // which is not `current`: a closing dialog gives the focus back to where it was
 
 function look(index) {
   enter(index);
+  looked = index;
   const image = data.images[index];
   $("viewer-name").textContent = image.name;
   $("viewer-place").textContent = `${order.indexOf(index) + 1} of ${order.length}`;
@@ -317,7 +319,7 @@ $("previous").addEventListener("click", () => step(-1));
 $("next").addEventListener("click", () => step(1));
 $("close").addEventListener("click", () => viewer.close());
 viewer.addEventListener("click", (event) => { if (event.target === viewer) viewer.close(); });
-viewer.addEventListener("close", () => { if (current >= 0) button(current).focus(); });
+viewer.addEventListener("close", () => button(looked).focus());
 viewer.addEventListener("keydown", (event) => {
   const by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -1, ArrowDown: 1 }[event.key];
   if (by === undefined || event.ctrlKey || event.altKey || event.metaKey) return;

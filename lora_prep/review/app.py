@@ -287,22 +287,26 @@ async def _value(request: Request) -> Mapping[str, Any]:
 
 def _prompts(value: Mapping[str, Any], width: int, height: int) -> Prompts:
     """Raises ItemError for what are no points or no box inside the image."""
+    given, box = value.get("clicks", []), value.get("box")
     try:
-        clicks = [Click(float(x), float(y), bool(i)) for x, y, i in value.get("clicks", ())]
-        box = value.get("box")
-        corners = None if box is None else tuple(float(v) for v in box)
-        if corners is not None:
-            x0, y0, x1, y1 = corners
-            inside = 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
+        clicks = [Click(float(x), float(y), bool(inside)) for x, y, inside in _list(given)]
+        corners = None
+        if box is not None:
+            x0, y0, x1, y1 = (float(v) for v in _list(box))
             corners = (x0, y0, x1, y1)
-        else:
-            inside = True
     except (TypeError, ValueError) as error:
         raise ItemError("clicks are [x, y, inside], a box is [x0, y0, x1, y1]") from error
+    inside = corners is None or (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height)
     points = all(0 <= c.x <= width and 0 <= c.y <= height for c in clicks)
     if not (inside and points) or len(clicks) > 100:
         raise ItemError("the points and the box have to lie in the image", code="wrong-size")
     return Prompts(clicks, corners)
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError("not a list")
+    return value
 
 
 def _number(request: Request) -> int:

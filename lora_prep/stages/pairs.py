@@ -223,4 +223,5 @@ def _smooth(image: Image, sigma: float) -> np.ndarray:
 
 
 def _as_image(pixels: np.ndarray) -> Image:
-    return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+    whole: Image = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+    return whole

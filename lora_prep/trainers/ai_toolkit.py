@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+from jaxtyping import Float
+
 from lora_prep.errors import ItemError
 from lora_prep.trainers.folders import Folders, belongs
 from lora_prep.trainers.pixels import (
@@ -49,25 +52,22 @@ SDXL: tuple[Size, ...] = ((1024, 1024), *_PAIRS, *((b, a) for a, b in _PAIRS))
 
 def bucket(width: int, height: int, resolution: int) -> Fit:
     """The size of SDXL's, scaled, of which the least has to be cut off; small images stay small."""
-    if layout_square := min(resolution, int((width * height) ** 0.5)):
-        resolution = layout_square
-    sizes = []
-    for wide, high in SDXL:
-        size = tuple(int(side * resolution / 1024) // STEP * STEP for side in (wide, high))
-        if all(size):
-            sizes.append((size[0], size[1]))
-    sizes = sizes or [(STEP, STEP)]
-    best = (width, height) if (width, height) in sizes else min(sizes, key=_cut((width, height)))
-    return cover((width, height), best, ceiling)
+    scale = min(resolution, int((width * height) ** 0.5)) / 1024
 
+    def fitting(side: int) -> int:
+        return int(side * scale) // STEP * STEP
 
-def _cut(source: Size):  # type: ignore[no-untyped-def]
-    def pixels(size: Size) -> int:
-        scale = max(size[0] / source[0], size[1] / source[1])
-        wide, high = int(source[0] * scale), int(source[1] * scale)
+    def cut_off(size: Size) -> int:
+        larger = max(size[0] / width, size[1] / height)
+        wide, high = int(width * larger), int(height * larger)
         return (wide - size[0]) * high + (high - size[1]) * wide
 
-    return pixels
+    sizes = [size for size in ((fitting(w), fitting(h)) for w, h in SDXL) if all(size)]
+    if (width, height) in sizes:
+        best = (width, height)
+    else:
+        best = min(sizes or [(STEP, STEP)], key=cut_off)
+    return cover((width, height), best, ceiling)
 
 
 @dataclass(frozen=True)
@@ -153,20 +153,18 @@ class AiToolkit:
         stem = PurePosixPath(name).stem
         return next((found[stem + s] for s in SUFFIXES if stem + s in found), None)
 
-    def _without(self, picture: Picture, meant: object) -> Seen:
+    def _without(self, picture: Picture, meant: Float[np.ndarray, "H W"] | None) -> Seen:
         layout = self.layout
         if layout.masks is None:
             return unmasked(picture, note="no mask_path is set: everything is trained", meant=meant)
         note = "no mask .jpg, .jpeg, .png or .webp of this stem: everything is trained, in silence"
         if layout.batch_size == 1 or not self.folders.masks:
             return unmasked(picture, note=note, meant=meant)
-        import numpy as np
-
-        width, height = picture.size
+        black = np.zeros((picture.height, picture.width), np.float32)
         return seen(
             picture,
-            np.zeros((height, width), np.float32),
-            np.zeros((height // 8, width // 8), np.float32),
+            black,
+            to_latents(black, "nearest"),
             mask_file=None,
             used=False,
             meant=None,

@@ -11,8 +11,10 @@ from functools import cached_property
 from pathlib import PurePosixPath
 
 import numpy as np
+from PIL import Image as PillowImage
 from PIL import ImageOps
 
+from lora_prep.dataset import file_names
 from lora_prep.errors import ItemError
 from lora_prep.trainers.folders import Folders, belongs
 from lora_prep.trainers.pixels import (
@@ -47,11 +49,9 @@ def bucket(width: int, height: int, layout: Layout) -> Size:
 
 def over_white(picture: Picture) -> Picture:
     """RGB; what is transparent becomes white."""
-    from PIL import Image
-
     if picture.mode == "RGBA" or "transparency" in picture.info:
         picture = picture.convert("RGBA")
-        canvas = Image.new("RGBA", picture.size, (255, 255, 255))
+        canvas = PillowImage.new("RGBA", picture.size, (255, 255, 255))
         canvas.alpha_composite(picture)
         picture = canvas
     return picture.convert("RGB")
@@ -70,8 +70,8 @@ class DiffusionPipe:
 
     def names(self) -> list[str]:
         """Every file in the folder itself that does not end like something else."""
-        folders, suffixes = self.folders, self._suffixes()
-        return folders.names(suffixes)
+        found = {PurePosixPath(n).suffix.lower() for n in file_names(self.layout.images)}
+        return self.folders.names(found - set(PASSED_OVER))
 
     def problems(self) -> list[str]:
         """A mask folder that is not there is an error at the start."""
@@ -125,12 +125,6 @@ class DiffusionPipe:
             meant=meant,
             notes=(*notes, *remarks(mask)),
         )
-
-    def _suffixes(self) -> set[str]:
-        from lora_prep.dataset import file_names
-
-        found = {PurePosixPath(n).suffix.lower() for n in file_names(self.layout.images)}
-        return found - set(PASSED_OVER)
 
     def _notes(self, name: str, turned: int) -> tuple[str, ...]:
         notes = []

@@ -122,7 +122,7 @@ class Kohya:
         if not self._mask_route:
             return found
         if self.folders.mask_folder_missing:
-            return [f"no folder {layout.masks}: kohya only warns, and trains without the images"]
+            return [f"there is no folder {layout.masks}, and kohya only warns of that"]
         if layout.class_images:
             found.append(
                 "conditioning_data_dir and is_reg do not combine: no class image is trained; take "
@@ -154,11 +154,9 @@ class Kohya:
         path = self.layout.images / name
         try:
             image = read(path)
-            return (
-                self._by_alpha(name, image)
-                if self.layout.alpha_mask
-                else self._by_folder(name, image)
-            )
+            if self.layout.alpha_mask:
+                return self._by_alpha(name, image)
+            return self._by_folder(name, image)
         except ItemError as error:
             return stopped(f"stops: {error}")
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, assert_never
+from typing import Literal, assert_never
 
 import cv2
 import numpy as np
@@ -228,7 +228,7 @@ def unmasked(
     note: str = "",
     problem: str = "",
     notes: tuple[str, ...] = (),
-    meant: Any = None,
+    meant: Float[np.ndarray, "H W"] | None = None,
 ) -> Seen:
     """An image that is trained on as a whole."""
     width, height = image.size

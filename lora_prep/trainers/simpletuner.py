@@ -34,15 +34,28 @@ STEP = 64
 
 
 def bucket(width: int, height: int, layout: Layout) -> Fit:
-    """The image's aspect ratio to two decimals, at the resolution's area, in steps of 64."""
+    """The image's aspect ratio to two decimals, at the resolution's area, in steps of 64.
+
+    What is not quite a square, and has a ratio of 1.00 nevertheless, is cut out of the middle
+    without being scaled down (`calculate_new_size_by_pixel_area`).
+    """
     side = rounded(layout.resolution, STEP)
-    ratio = round(width / height, 2) if layout.buckets else 1.0
+    ratio = max(round(width / height, 2), 0.01) if layout.buckets else 1.0
+    if ratio == 1:
+        whole = width == height or width < side
+        return middle((side, side) if whole else (width, max(height, side)), (side, side))
     size = (rounded(side * math.sqrt(ratio), STEP), rounded(side / math.sqrt(ratio), STEP))
     if size[0] == size[1]:
         size = (side, side)
-    scale = max(size[0] / width, size[1] / height)
-    scaled = (max(int(width * scale), size[0]), max(int(height * scale), size[1]))
-    return middle(scaled, size)
+    wide, high = size if size[0] < size[1] else (int(size[1] * ratio), size[1])
+    if size[0] < size[1]:
+        high = int(wide / ratio)
+    more = (size[0] - wide, size[1] - high)
+    if more[0] > 0:
+        wide, high = size[0], high + int(more[0] / ratio)
+    elif more[1] > 0:
+        wide, high = wide + int(more[1] * ratio), size[1]
+    return middle((max(wide, size[0]), max(high, size[1])), size)
 
 
 @dataclass(frozen=True)
@@ -80,20 +93,26 @@ class SimpleTuner:
             return stopped(f"stops, or left out: {error}")
         fit = bucket(*image.size, layout)
         picture = fit(image.convert("RGB"), lanczos)
+        notes: tuple[str, ...] = ()
+        if fit.scaled == image.size and min(image.size) > 1.25 * fit.size[0]:
+            notes = (
+                "nearly a square: cut out of the middle without being scaled down; crop it to an "
+                "exact square",
+            )
         mask_file = self._mask(name)
         source = mask_file or self.folders.any_mask(name)
         meant = belongs(source, image, lambda p: fit(p, lanczos))
         if mask_file is None:
             if layout.masks is None:
                 note = "no conditioning data set: everything is trained"
-                return unmasked(picture, note=note, meant=meant)
+                return unmasked(picture, note=note, notes=notes, meant=meant)
             problem = f"stops: no mask named {name}, ending included"
-            return unmasked(picture, problem=problem, meant=meant)
+            return unmasked(picture, problem=problem, notes=notes, meant=meant)
         try:
             mask = upright(read(mask_file))
         except ItemError as error:
             return stopped(f"stops: {error}", mask_file=mask_file)
-        notes = remarks(mask)
+        notes += remarks(mask)
         if mask.size != image.size:
             notes += (f"a mask of {mask.width}×{mask.height} px is scaled to the image's size",)
         aligned = unit(fit(mask.convert("RGB").getchannel("R"), lanczos))

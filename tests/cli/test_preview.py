@@ -118,15 +118,36 @@ def test_names_cannot_forge_lines_and_bad_files_do_not_stop_it(
     assert Image.open(out).size[1] < 600
 
 
+def test_masks_among_the_images_as_they_are(tmp_path: Path, lora_prep: Run) -> None:
+    folder = tmp_path / "images"
+    write(tmp_path, [(300, 300)])
+    (tmp_path / "masks").rename(folder / "masks")
+    given = ["preview", folder, "--masks", folder / "masks", "--resolution", 256]
+    lora_prep(*given, code=2)
+    result = lora_prep(*given, "--as-is", "--trainer", "ai-toolkit", code=1)
+    assert "the masks are trained as images" in result.output
+    lora_prep(*given, "--as-is", "--trainer", "diffusion-pipe")
+
+
+def test_a_folder_without_images(tmp_path: Path, lora_prep: Run) -> None:
+    (tmp_path / "data.toml").write_text("[[datasets]]\nimage_directory = '.'\n")
+    result = lora_prep("preview", tmp_path, code=2)
+    assert "musubi would find no image in" in result.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["nowhere"], "there is no folder"),
         (["{data}", "--trainer", "comfy"], "is not one of"),
-        (["{data}", "--out", "{data}/faces/m0.png/x.png"], "a file is in the way"),
+        (["{data}", "--out", "{data}/masks/m0.png/x.png"], "--out needs another folder"),
+        (["{data}", "--out", "{data}/faces/seen.png"], "--out needs another folder"),
+        (["{data}", "--out", "{data}/seen.jpg"], "name it seen.png"),
+        (["{data}", "--out", "{data}/plain/seen.png"], "a file is in the way"),
     ],
 )
 def test_wrong_usage(arguments: list[str], message: str, data: Path, lora_prep: Run) -> None:
+    (data / "plain").touch()
     filled = [argument.format(data=data) for argument in arguments]
     result = lora_prep("preview", *filled, "--resolution", 256, code=2)
     assert message in result.output

@@ -108,7 +108,7 @@ def test_other_errors_surface_and_end_the_workers(texts, text, error, message):
 def test_workers_that_all_die_end_the_run(texts, monkeypatch):
     monkeypatch.setattr(processes, "MOST_DEATHS", 2)
     root = texts(dict.fromkeys(plain(9), "!kill"))
-    with pytest.raises(BackendError, match="3 workers in a row was killed.*fewer --workers"):
+    with pytest.raises(BackendError, match=r"3 workers in a row .*SIGKILL.*fewer --workers"):
         go(root)
 
 
@@ -129,7 +129,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_signals_leave_no_worker_and_nothing_partial(texts, tmp_path, number):
-    """The signal goes to the whole group, as from a terminal or a batch system; SIGKILL does not."""
+    """A signal goes to the whole group, as a terminal sends it; SIGKILL goes to the driver."""
     root = texts({f"{i:03}": "!slow" for i in range(40)})
     (tmp_path / "script.py").write_text(SCRIPT)
     process = subprocess.Popen(

@@ -175,7 +175,6 @@ def test_issues_of_masks_and_captions_are_the_images(root):
     )
     codes = {image.name: [i.code for i in image.issues] for image in facts.images}
     assert codes == {"a.png": ["M001", "C001"], "b.jpg": ["I001"], "c.png": []}
-    assert [i.path for i in facts.general] == ["faces"]
     assert [(kind.code, len(found)) for kind, found in facts.kinds] == [
         ("I001", 2),
         ("C001", 1),

@@ -354,6 +354,17 @@ def test_simpletuner_wants_the_image_s_own_name(layout: Layout) -> None:
     assert see("simpletuner", layout, "m0.jpg").good
 
 
+def test_simpletuner_cuts_near_squares_at_full_size(tmp_path: Path) -> None:
+    write(tmp_path, [(802, 800), (800, 800)])
+    view = open_view("simpletuner", Layout(tmp_path / "images", tmp_path / "masks", 512))
+    near, exact = view.see("m0.png"), view.see("m1.png")
+    assert near.image.shape == exact.image.shape == (512, 512, 3)
+    assert near.share > 2 * exact.share
+    assert "without being scaled down" in near.notes[0]
+    assert exact.notes == ()
+    assert overlap(near) >= 0.99
+
+
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_damaged_files_are_problems(trainer: Trainer, tmp_path: Path) -> None:
     write(tmp_path, [(300, 300), (300, 300)])

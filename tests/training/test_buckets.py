@@ -83,6 +83,13 @@ def test_image_mask_and_landmarks_move_together(
             assert np.abs(found - expected).max() < 0.35
 
 
+@pytest.mark.parametrize(("flip", "x"), [(False, 5.0), (True, 49 - 5.0)])
+def test_points_are_pixel_centres_when_scaled(flip: bool, x: float) -> None:
+    """Pixels 20..23 become pixel 5: their middle is 21.5, and its is 5."""
+    crop = Crop.of(200, 200, Bucket(50, 50), flip=flip)
+    np.testing.assert_allclose(crop.points(np.array([[21.5, 41.5]])), [[x, 10.0]])
+
+
 def test_a_mirrored_face_has_its_left_eye_on_the_left() -> None:
     landmarks = np.array([[30, 40], [70, 40], [50, 60], [35, 80], [65, 80]], float)
     crop = Crop.of(100, 100, Bucket(100, 100), flip=True)

@@ -214,14 +214,15 @@ export class Editor {
     context.clearRect(0, 0, across, down);
     if (!this.mask || this.look === "off") return;
     const { width, height, data } = this.mask;
-    const left = Math.max(0, Math.ceil(this.x));
-    const top = Math.max(0, Math.ceil(this.y));
-    const right = Math.min(across, Math.floor(this.x + width * this.scale));
-    const bottom = Math.min(down, Math.floor(this.y + height * this.scale));
+    const left = Math.max(0, Math.floor(this.x));
+    const top = Math.max(0, Math.floor(this.y));
+    const right = Math.min(across, Math.ceil(this.x + width * this.scale));
+    const bottom = Math.min(down, Math.ceil(this.y + height * this.scale));
     if (left >= right || top >= bottom) return;
     const columns = new Int32Array(right - left + 1);
     for (let i = 0; i < columns.length; i++) {
-      columns[i] = Math.min(width - 1, Math.floor((left + i + 0.5 - this.x) / this.scale));
+      const column = Math.floor((left + i + 0.5 - this.x) / this.scale);
+      columns[i] = Math.min(width - 1, Math.max(0, column));
     }
     const picture = context.createImageData(right - left, bottom - top);
     const pixels = new Uint32Array(picture.data.buffer);
@@ -234,10 +235,12 @@ export class Editor {
       shades[value] = ((alpha << 24) | (dims ? 0x281c14 : 0x8cff00)) >>> 0;
     }
     const edge = 0xff8cff00;
+    const rowAt = (y) =>
+      Math.min(height - 1, Math.max(0, Math.floor((y + 0.5 - this.y) / this.scale)));
     let i = 0;
     for (let y = top; y < bottom; y++) {
-      const row = Math.min(height - 1, Math.floor((y + 0.5 - this.y) / this.scale)) * width;
-      const below = Math.min(height - 1, Math.floor((y + 1.5 - this.y) / this.scale)) * width;
+      const row = rowAt(y) * width;
+      const below = rowAt(y + 1) * width;
       for (let x = 0; x < right - left; x++) {
         const value = data[row + columns[x]];
         const inside = value >= 128;

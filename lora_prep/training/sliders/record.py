@@ -54,8 +54,6 @@ class SliderRecord:
                 f"a slider's range goes from a lower to a higher number, not {self.low:g} to "
                 f"{self.high:g}"
             )
-        if self.kind not in get_args(Kind):
-            raise UsageError(f"kind={self.kind!r}: a slider is {', '.join(get_args(Kind))}")
 
     def to_metadata(self) -> dict[str, str]:
         """The keys to add to a safetensors file's metadata; texts that are empty are left out."""

@@ -217,7 +217,7 @@ class _Run:
             )
         ]
         counts = self._counts(parts)
-        results = [result for part in parts for result in self.stepper.run(part, counts)]
+        results = [self.stepper.run(part, counts) for part in parts]
         stop = self._share_gradients(stop)
         norm = torch.nn.utils.clip_grad_norm_(
             self.weights.values(), train.clip or float("inf"), error_if_nonfinite=False
@@ -322,4 +322,3 @@ def _interrupts() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lora_prep.errors import UsageError
+from lora_prep.training.sliders import peft_scale
 from lora_prep.training.targets import Selection
 from lora_prep.training.trainer.config import LoraConfig
 
@@ -77,15 +78,13 @@ def off(model: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def at(model: Any, strength: float) -> Iterator[None]:
-    """The adapter at another strength. With gradient checkpointing, call backward() inside."""
-    changed = [(layer, layer.scaling[ADAPTER]) for _, layer in layers(model)]
-    for layer, scale in changed:
-        layer.scaling[ADAPTER] = scale * strength
+    """The adapter at another strength."""
+    set_scale = peft_scale(model, ADAPTER)
+    set_scale(strength)
     try:
         yield
     finally:
-        for layer, scale in changed:
-            layer.scaling[ADAPTER] = scale
+        set_scale(1.0)
 
 
 class Average:

@@ -14,7 +14,9 @@ from lora_prep.errors import UsageError
 from lora_prep.training.config import from_config
 from lora_prep.training.identity import Recogniser, diffusers_decoder, load_recogniser
 from lora_prep.training.identity.reference import check_model
+from lora_prep.training.sliders.steps import check_range
 from lora_prep.training.total import LossSum
+from lora_prep.training.trainer import slide
 from lora_prep.training.trainer.config import Config, IdentityConfig
 from lora_prep.training.trainer.data import Data
 from lora_prep.training.trainer.families import Family
@@ -45,6 +47,10 @@ def check(config: Config, data: Data | None) -> tuple[LossSum, list[str]]:
         raise UsageError("[slider] is there, but neither losses.slider nor losses.paired_slider")
     if config.slider and pairs and "slider" in kinds:
         raise UsageError("[slider] pairs are for losses.paired_slider, not for losses.slider")
+    if kinds & {"slider", "paired_slider"} and len(config.losses) > 1:
+        raise UsageError("a slider is trained with its own term alone: take the other losses out")
+    if config.slider:
+        check_range(slide.record(config.slider))
     if config.preserve and "output_preservation" not in kinds:
         notes.append("[preserve] is not used: there is no losses.output_preservation")
     if config.identity:

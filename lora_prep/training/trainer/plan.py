@@ -140,7 +140,9 @@ def require(*packages: str, extra: str) -> None:
 
 
 def _same_names(data: Data, others: Any) -> None:
-    mine, theirs = ([(s.sample.stem, s.size) for s in group] for group in (data.main.sources, others))
+    mine, theirs = (
+        [(s.sample.stem, s.size) for s in group] for group in (data.main.sources, others)
+    )
     for one, other in zip(mine, theirs, strict=False):
         if one != other:
             raise UsageError(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lora_prep import __version__
 from lora_prep.training.targets import adapter
-from lora_prep.training.trainer import lora, naming
+from lora_prep.training.trainer import lora, naming, slide
 from lora_prep.training.trainer.config import Config, LoraConfig
 from lora_prep.training.trainer.families import FamilyName
 from lora_prep.training.trainer.plan import Plan
@@ -90,7 +90,7 @@ def metadata(plan: Plan, step: int, digest: str, style: str) -> dict[str, str]:
         "ss_steps": str(step),
     }
     if config.slider:
-        noted["lora_prep.slider"] = json.dumps(_slider(config))
+        noted.update(slide.record(config.slider).to_metadata())
     if style == "diffusers":
         # With it diffusers knows alpha; in the other namings alpha is in the tensors.
         noted[adapter.ADAPTER] = json.dumps(_peft(config.lora, plan.family, selection.modules))
@@ -99,20 +99,7 @@ def metadata(plan: Plan, step: int, digest: str, style: str) -> dict[str, str]:
 
 def _losses(config: Config) -> dict[str, Any]:
     terms = config.terms()
-    return {
-        name: {"term": terms[name], **dict(table)} for name, table in config.losses.items()
-    }
-
-
-def _slider(config: Config) -> dict[str, Any]:
-    assert config.slider is not None
-    slider = config.slider
-    return {
-        "trained_range": list(slider.trained_range),
-        "positive": slider.positive,
-        "negative": slider.negative,
-        "target": slider.target,
-    }
+    return {name: {"term": terms[name], **dict(table)} for name, table in config.losses.items()}
 
 
 def _peft(config: LoraConfig, family: FamilyName, modules: tuple[str, ...]) -> dict[str, Any]:

@@ -1,0 +1,123 @@
+"""Every configuration, to the letter. The golden files were checked against the trainers' facts."""
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lora_prep.export import schema
+from tests.export.conftest import TRAINERS
+
+GOLDEN = Path(__file__).parent / "golden"
+FULL = (
+    *("--root", '/train/Zoë\'s "best" set', "--repeats", 3, "--prior-repeats", 2),
+    *("--prior-weight", 0.5, "--mask-floor", 0.1, "--resolution", 512, "--batch-size", 2),
+    *("--rank", 8, "--base", "models/base", "--name", "zoë"),
+)
+MODELS = {"kohya": ("flux1-dev", "single[0:10]")}
+MORE = {
+    "ai-toolkit": ("--dop", 0.7, "--background-prior", 0.5, "--resolution", 768),
+    "onetrainer": ("--background-prior", 0.3, "--resolution", 768),
+    "kohya": ("--resolution", 768),
+    "musubi": ("--resolution", 768),
+    "diffusion-pipe": ("--resolution", 768),
+    "simpletuner": ("--resolution", 768),
+}
+
+
+def full(run, trainer):
+    """An export with nearly everything."""
+    model, blocks = MODELS.get(trainer, ("klein-9b", "double[0:2]"))
+    options = ("--model", model, "--select", blocks, *MORE.get(trainer, ()))
+    return run(trainer, *FULL, *options)
+
+
+def texts(folder):
+    """Configurations and TRAIN.md."""
+    return {
+        path.name: path.read_text("utf-8")
+        for path in sorted(folder.iterdir())
+        if path.is_file() and not path.name.startswith(".")
+    }
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_configurations_are_just_so(trainer, run):
+    assert texts(full(run, trainer)) == texts(GOLDEN / trainer)
+
+
+def test_kohya_by_mask_folder(run):
+    out = run("kohya", "--route", "mask-dir", "--no-priors", "--root", "/train/x")
+    assert texts(out) == texts(GOLDEN / "kohya-mask-dir")
+
+
+def test_windows_paths(run):
+    out = run(
+        "diffusion-pipe", "--path-style", "windows", "--root", "D:\\train\\o'x", "--no-priors"
+    )
+    assert texts(out) == texts(GOLDEN / "windows")
+    values = tomllib.loads((out / "dataset.toml").read_text("utf-8"))
+    assert values["directory"][0]["mask_path"] == "D:\\train\\o'x\\masks"
+
+
+def test_what_the_real_parsers_read(run):
+    kohya = tomllib.loads((full(run, "kohya") / "dataset.toml").read_text("utf-8"))
+    subset, classes = kohya["datasets"][0]["subsets"]
+    assert subset["alpha_mask"] is True
+    assert subset["image_dir"] == '/train/Zoë\'s "best" set/rgba'
+    assert classes["is_reg"] is True
+
+
+def test_ai_toolkit_and_simpletuner_as_read(run, tmp_path, data, lora_prep):
+    for trainer in ("ai-toolkit", "simpletuner"):
+        call = ("--trigger", "ohwx", "--class", "a woman")
+        lora_prep("export", "--to", trainer, data, "--out", tmp_path / trainer, *call)
+    job = yaml.safe_load((tmp_path / "ai-toolkit" / "config.yaml").read_text("utf-8"))
+    instance, classes = job["config"]["process"][0]["datasets"]
+    assert Path(instance["mask_path"]).parent == Path(instance["folder_path"]).parent
+    assert classes["is_reg"] is True
+    assert "mask_path" not in classes
+    backends = json.loads((tmp_path / "simpletuner" / "multidatabackend.json").read_text("utf-8"))
+    by_id = {backend["id"]: backend for backend in backends}
+    masks = by_id[by_id["subject-1024"]["conditioning_data"]]
+    assert (masks["dataset_type"], masks["conditioning_type"]) == ("conditioning", "mask")
+    assert sum(b["dataset_type"] == "text_embeds" and b["default"] for b in backends) == 1
+    assert {b["crop_style"] for b in backends if "crop_style" in b} == {"center"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "said"),
+    [
+        ("diffusion-pipe", {"resolutions": [512], "directory": [{"path": "x", "masks_path": "m"}]},
+         "directory[0].masks_path is no key"),
+        ("diffusion-pipe", {"resolutions": [512], "directory": [{}]}, "lacks the key path"),
+        ("diffusion-pipe", {"resolutions": 512, "directory": []}, "resolutions has to be a list"),
+        ("kohya", {"datasets": [{"subsets": [{"image_dir": "x", "is_reg": "yes"}]}]},
+         "is_reg has to be of type bool"),
+        ("musubi", {"datasets": [{"image_directory": "x", "cache_directory": "c", "mask": 1}]},
+         "datasets[0].mask is no key"),
+    ],
+)  # fmt: skip
+def test_the_schema_refuses_what_the_trainer_would_ignore(kind, value, said):
+    assert any(said in problem for problem in schema.problems(kind, value))
+
+
+def test_the_recipes_ai_toolkit_keys_are_refused(run):
+    job = yaml.safe_load((run("ai-toolkit") / "config.yaml").read_text("utf-8"))
+    assert schema.problems("ai-toolkit", job) == []
+    job["config"]["process"][0]["train"]["prior_loss_weight"] = 1.0
+    (problem,) = schema.problems("ai-toolkit", job)
+    assert "prior_loss_weight is no key" in problem
+
+
+def test_a_slider_of_ai_toolkit(run):
+    out = run("ai-toolkit", "--slider", "very old", "very young", "--no-priors")
+    process = yaml.safe_load((out / "config.yaml").read_text("utf-8"))["config"]["process"][0]
+    assert process["type"] == "concept_slider"
+    assert process["slider"] == {
+        "positive_prompt": "very old",
+        "negative_prompt": "very young",
+        "target_class": "a photo of a woman",
+    }
