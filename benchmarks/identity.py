@@ -188,7 +188,7 @@ def multiplications(recogniser: nn.Module, latents: int) -> dict[str, float]:
         )
         t, words = torch.zeros(1), torch.zeros(1, 77, 1)
         ours = forward(decoder, torch.zeros(1, 4, latents, latents))
-        ours += forward(recogniser, torch.zeros(1, 3, 112, 112))
+        ours += forward(recogniser.eval(), torch.zeros(1, 3, 112, 112))
         steps = {
             "SD 1.5 at 512 px": forward(
                 sd15, torch.zeros(1, 4, 64, 64), t, words.expand(1, 77, 768)

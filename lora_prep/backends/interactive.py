@@ -4,6 +4,7 @@ An image is looked at once (`look`), which takes the model's time; each further 
 decoder alone. SAM2 takes the prompts as they are; GrabCut starts from them.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -213,8 +214,17 @@ def _guess(
                 if click.inside:
                     disc(click, share, value)
     for click in prompts.clicks:
-        disc(click, FIRM, cv2.GC_FGD if click.inside else cv2.GC_BGD)
+        if click.inside:
+            disc(click, FIRM, cv2.GC_FGD)
+        else:
+            disc(click, _clearance(click, prompts, side), cv2.GC_BGD)
     return guess
+
+
+def _clearance(click: Click, prompts: Prompts, side: int) -> float:
+    """How much around a point that is not meant stays out: a third of the way to the next one."""
+    ways = [math.hypot(click.x - c.x, click.y - c.y) for c in prompts.clicks if c.inside]
+    return min(max(min(ways, default=0.0) / side / 3, FIRM), 0.08)
 
 
 def _cut(image: Image, guess: Mask) -> Mask:
@@ -237,4 +247,4 @@ def _wanted(cut: Mask, guess: Mask) -> BoolMask:
     smooth = cv2.morphologyEx(smooth, cv2.MORPH_CLOSE, kernel) | (guess == cv2.GC_FGD)
     _, labels = cv2.connectedComponents(smooth.astype(np.uint8), connectivity=4)
     parts = np.isin(labels, np.unique(labels[guess == cv2.GC_FGD]))
-    return masks.clean(parts & (labels > 0), max_speck=0.0)
+    return masks.clean(parts & (labels > 0), max_speck=0.0) & (guess != cv2.GC_BGD)

@@ -96,6 +96,8 @@ class Folder:
     files: dict[str, Entry] = field(default_factory=dict)
     changed: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
+    _announced: frozenset[str] = frozenset()
+    """Files of this export, until the manifest on disk names them."""
 
     def __post_init__(self) -> None:
         self.before = Manifest.read(self.out)
@@ -126,12 +128,9 @@ class Folder:
                     f"{path} was changed by hand since the export: move it away to keep it, or "
                     "give --force to replace it"
                 )
-        if not self.dry_run:
-            imageio.make_folder(self.out)
-            pending = self.before.pending | names
-            self._write_manifest(self.before.files, pending, self.before.about)
+        self._announced = frozenset(names)
 
-    def is_fresh(self, names: Iterable[str], made_from: str) -> bool:
+    def is_fresh(self, names: Iterable[str], made_from: str, source: Path) -> bool:
         """Whether these files are there, made from just this; then they are kept."""
         entries = {name: self.before.files.get(name) for name in names}
         for name, entry in entries.items():
@@ -140,6 +139,8 @@ class Folder:
             path = self.out / name
             if name in self.before.pending or not path.is_file() or self._edited(path, entry):
                 return False
+            if entry.linked and not path.samefile(source):
+                return False
         self.files.update({name: entry for name, entry in entries.items() if entry})
         return True
 
@@ -147,10 +148,7 @@ class Folder:
         """Write a file, where it is not just so already."""
         path, digest = self.out / name, hashlib.sha256(data).hexdigest()
         if not path.is_file() or path.is_symlink() or file_hash(path) != digest or _shared(path):
-            self.changed.append(name)
-            if not self.dry_run:
-                imageio.make_folder(path.parent)
-                imageio.replace(path, data)
+            self._write(name, data)
         self.files[name] = Entry(digest, made_from, self._stat(path))
 
     def link(self, name: str, source: Path, data: bytes, how: Link, made_from: str) -> None:
@@ -160,14 +158,10 @@ class Folder:
             self.put(name, data, made_from)
             return
         same = path.exists() and path.samefile(source) and path.is_symlink() == (how == "symlink")
-        if not same:
-            self.changed.append(name)
-            if not self.dry_run:
-                imageio.make_folder(path.parent)
-                if not _linked(source, path, how):
-                    self.changed.pop()
-                    self.put(name, data, made_from)
-                    return
+        if not same and self._may_write(name) and not _linked(source, path, how):
+            self.changed.pop()
+            self.put(name, data, made_from)
+            return
         digest = hashlib.sha256(data).hexdigest()
         self.files[name] = Entry(digest, made_from, None, linked=True)
 
@@ -194,6 +188,22 @@ class Folder:
                 names = (f"{folder}/{p.name}" for p in place.iterdir() if p.is_file())
                 found += sorted(n for n in names if n not in self.files and "/." not in n)
         return found
+
+    def _write(self, name: str, data: bytes) -> None:
+        if self._may_write(name):
+            imageio.replace(self.out / name, data)
+
+    def _may_write(self, name: str) -> bool:
+        """Note a change, and own its file before it is there; False in a dry run."""
+        self.changed.append(name)
+        if self.dry_run:
+            return False
+        imageio.make_folder((self.out / name).parent)
+        if self._announced:
+            pending = self.before.pending | self._announced
+            self._write_manifest(self.before.files, pending, self.before.about)
+            self._announced = frozenset()
+        return True
 
     def _write_manifest(
         self, files: Mapping[str, Entry], pending: frozenset[str], about: Mapping[str, Json]

@@ -6,6 +6,8 @@ from lora_prep.export.configs import Command, Config
 from lora_prep.export.gather import Gathered
 from lora_prep.export.plan import Plan
 from lora_prep.export.recipe import Recipe, Shape, common_notes
+from lora_prep.trainers.kohya import bucket
+from lora_prep.trainers.view import Layout
 
 _SCRIPTS = {
     "sd15": "train_network.py",
@@ -79,6 +81,25 @@ def recipe(plan: Plan, gathered: Gathered) -> Recipe:
     )
 
 
+def enlarged_size(plan: Plan, width: int, height: int) -> tuple[int, int] | None:
+    """What an RGBA image has to be scaled to beforehand; None where it is large enough.
+
+    sd-scripts enlarges with Pillow's Lanczos, which multiplies colours by alpha on the way: what
+    the mask hides becomes black. What it makes smaller goes through OpenCV, which does not.
+    """
+    resolution = max(plan.resolutions)
+    layout = Layout(
+        plan.out, resolution=resolution, buckets=plan.buckets, max_bucket=2 * resolution
+    )
+    size = (width, height)
+    for _ in range(4):  # the rounded size may fall to the next bucket
+        wanted = bucket(*size, layout).scaled
+        if wanted[0] <= size[0] and wanted[1] <= size[1]:
+            break
+        size = wanted
+    return None if size == (width, height) else size
+
+
 def _words(plan: Plan, gathered: Gathered, config: str, *, by_folder: bool) -> tuple[str, ...]:
     module, arguments = _MODULES.get(plan.family, "networks.lora"), []
     if plan.emission and plan.emission.value:
@@ -116,5 +137,10 @@ def _cannot(plan: Plan, by_folder: bool) -> list[str]:
             "Mask folders and class images (`is_reg`) do not combine: no class image is trained.",
         ]
     elif plan.uses_masks:
-        found.append("Masks are the images' alpha channels (`alpha_mask`): no flag is needed.")
+        found += [
+            "Masks are the images' alpha channels (`alpha_mask`): no flag is needed.",
+            "Images that are smaller than their bucket were enlarged in this export: sd-scripts "
+            "itself would multiply the colours by alpha, and train on black around the mask. So "
+            "do not raise the resolution in the configuration alone; export again.",
+        ]
     return found

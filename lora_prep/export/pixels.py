@@ -2,6 +2,8 @@
 
 import cv2
 import numpy as np
+from jaxtyping import UInt8
+from PIL import Image as PillowImage
 
 from lora_prep import imageio
 from lora_prep.errors import ItemError
@@ -79,6 +81,12 @@ def lifted(mask: Mask, floor: float) -> Mask:
     if floor == 0:
         return mask
     return np.round(255 * floor + mask.astype(np.float32) * (1 - floor)).astype(np.uint8)
+
+
+def enlarged(pixels: UInt8[np.ndarray, "..."], size: tuple[int, int]) -> UInt8[np.ndarray, "..."]:
+    """An image or a mask scaled to a width and a height."""
+    lanczos = PillowImage.Resampling.LANCZOS
+    return np.array(PillowImage.fromarray(pixels).resize(size, lanczos))
 
 
 def with_alpha(image: Image, mask: Mask) -> bytes:

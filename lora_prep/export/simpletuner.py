@@ -62,7 +62,7 @@ def recipe(plan: Plan, gathered: Gathered) -> Recipe:
         )
     if gathered.classes:
         cannot.append(
-            "Class images (`is_regularisation_data`) have no weight of their own, and by SimpleTuner's "
+            "Class images (`is_regularisation_data`) have no weight of their own, and by its own "
             "documents work with LyCORIS adapters (`--lora_type=lycoris`), not with standard LoRA."
         )
     return Recipe(

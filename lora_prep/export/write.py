@@ -9,7 +9,8 @@ from lora_prep.errors import DatasetError, ItemError
 from lora_prep.export import module
 from lora_prep.export.files import Folder, fingerprint
 from lora_prep.export.gather import Gathered, LeftOut, Picture, gather
-from lora_prep.export.pixels import FORMATS, plain_image, training_mask, with_alpha
+from lora_prep.export.kohya import enlarged_size
+from lora_prep.export.pixels import FORMATS, enlarged, plain_image, training_mask, with_alpha
 from lora_prep.export.plan import FLOOR_KEYS, Plan
 from lora_prep.export.recipe import Recipe, Shape
 from lora_prep.export.train_md import NAME as TRAIN_MD
@@ -130,10 +131,12 @@ class _Writer:
             self.plan.link,
         ]
         settings += [self.plan.background_prior > 0, picture.image.suffix, asdict(self.shape)]
+        if self.shape.mask_name == "alpha":
+            settings += [self.plan.resolutions, self.plan.buckets]
         made_from = fingerprint(settings, names, picture.caption, image, mask)
         if not of_class:
             self.images.append(names[0])
-        if self.folder.is_fresh(names, made_from):
+        if self.folder.is_fresh(names, made_from, picture.image):
             return False
         try:
             files, mended = self._files(picture, names, image, mask, floor, of_class)
@@ -173,8 +176,12 @@ class _Writer:
                 )
         files: dict[str, bytes | None] = {}
         if weights is not None and self.shape.mask_name == "alpha":
-            files[names[0]] = with_alpha(imageio.decode_image(image), weights)
-            mended = imageio.read_header(image).orientation != 1
+            pixels = imageio.decode_image(image)
+            size = enlarged_size(self.plan, pixels.shape[1], pixels.shape[0])
+            if size:
+                pixels, weights = enlarged(pixels, size), enlarged(weights, size)
+            files[names[0]] = with_alpha(pixels, weights)
+            mended = size is not None or imageio.read_header(image).orientation != 1
         else:
             png = self.shape.png_only and not of_class
             files[names[0]], _ = plain_image(image, suffix, png=png)

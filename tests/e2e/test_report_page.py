@@ -9,9 +9,18 @@ import pytest
 from click.testing import CliRunner
 from playwright.sync_api import BrowserContext, Page, expect
 
+from lora_prep import imageio
 from lora_prep.cli import main
 from tests.fakes.browser import browser, watched
-from tests.report.made import add, embed, face, remember_faces
+from tests.report.made import (
+    add,
+    embed,
+    face,
+    photo,
+    record_mask,
+    record_variant,
+    remember_faces,
+)
 
 EVIL = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>"
 NAMES = {
@@ -44,7 +53,17 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i, name in enumerate(NAMES):
         add(root, name, i, mask=name != "plain.jpg", caption=f"Nr{i}x {EVIL}")
         remember_faces(root, name, face(30, 30 + i))
-    embed(root, {name: [(cosine, 1 << 9 * i)] for i, (name, cosine) in enumerate(NAMES.items())})
+        if i < 3:
+            record_mask(root, name)
+    hashes = (0, 1, 0xFF00, 0xFF0000, 0xFF000000)  # those of the first two are near
+    rows = zip(NAMES.items(), hashes, strict=True)
+    embed(root, {name: [(cosine, bits)] for (name, cosine), bits in rows})
+    parent, matrix = next(iter(NAMES)), [[0.866, -0.5, 0], [0.5, 0.866, 0]]
+    for i in range(2):
+        path = f"augmented/images/<i>{i}.png"
+        record_variant(root, parent, i, path, kept=0.93, matrix=matrix, mirrored=False)
+    (root / "priors").mkdir()
+    (root / "priors" / f"0-{'a' * 40}.png").write_bytes(imageio.encode_image(photo(3), "png"))
     return written(root, "--recursive")
 
 
@@ -77,6 +96,7 @@ def focused(page: Page) -> str:
 def test_asks_nothing_of_the_network(page: Page, report: Path, requests: list[str]) -> None:
     for section in page.locator("section").all():
         section.scroll_into_view_if_needed()
+    page.locator("#grid").scroll_into_view_if_needed()
     expect(page.locator("#grid svg image.photo")).to_have_count(5)
     assert [url for url in requests if not url.startswith("data:")] == [report.as_uri()]
 
@@ -190,6 +210,37 @@ def test_arrows_move_by_rows(page: Page) -> None:
     assert focused(page) == SHOWN[columns]
     page.keyboard.press("ArrowUp")
     assert focused(page) == SHOWN[0]
+
+
+def test_shows_what_was_made_of_the_images(page: Page) -> None:
+    twins = page.locator("#twins")
+    expect(twins.locator("h3")).to_have_text("2 images, cosine 0.98")
+    expect(twins.locator("figure")).to_have_count(2)
+    augmented = page.locator("#augmented")
+    augmented.scroll_into_view_if_needed()
+    expect(augmented.locator("h3")).to_contain_text("<img src=x onerror=alert(1)>.png 2 variants")
+    expect(augmented.locator("figcaption")).to_have_text(
+        ["original", *2 * ["turned +30°, 93% of the mask kept"]]
+    )
+    expect(augmented.locator("svg image.shade")).to_have_count(3)
+    priors = page.locator("#priors")
+    priors.scroll_into_view_if_needed()
+    expect(priors.locator("svg image.photo")).to_have_count(1)
+
+
+def test_the_erosion_is_shown_near_with_the_edge_before(page: Page) -> None:
+    erosion = page.locator("#erosion")
+    erosion.scroll_into_view_if_needed()
+    expect(erosion.locator("figure")).to_have_count(3)  # the masks that lora-prep made
+    expect(erosion.locator(".wider").first).to_have_css("visibility", "visible")
+    expect(erosion.locator("figcaption").first).to_contain_text("--erode 2% (assumed)")
+    box = erosion.locator("svg").first.get_attribute("viewBox") or ""
+    assert float(box.split()[2]) < 100  # of 128
+    edge, wider = (erosion.locator(f"path.{c}").first.bounding_box() for c in ("edge", "wider"))
+    assert edge
+    assert wider
+    assert wider["x"] < edge["x"]
+    assert wider["width"] > edge["width"]
 
 
 def brightness(page: Page) -> float:

@@ -44,6 +44,7 @@ def files(root: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (root / "out").iterdir()}
 
 
+@pytest.mark.timeout(900)  # three machines' worth of processes start slowly where others work, too
 def test_a_machine_is_lost_and_nothing_else(tmp_path: Path, cluster: Cluster) -> None:
     special = {3: "!fail", **dict.fromkeys(range(8, COUNT), "!slow")}
     here = write(tmp_path / "here", special)

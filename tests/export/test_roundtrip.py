@@ -30,7 +30,7 @@ def test_kohyas_mask_folder_misaligns_and_check_tells(run):
     seen = view.see("a.png")
     assert seen.used
     assert iou(marker(seen.image), seen.aligned >= 0.5) < 0.99
-    assert any("RGBA route" in note for note in seen.notes)
+    assert any("stretched" in note for note in seen.notes)
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)
@@ -67,7 +67,7 @@ def test_the_rgba_file_holds_image_and_mask(run, data):
 
     from PIL import Image
 
-    out = run("kohya")
+    out = run("kohya", "--resolution", 256)
     with Image.open(io.BytesIO((out / "rgba" / "a.png").read_bytes())) as picture:
         assert picture.mode == "RGBA"
         pixels = np.asarray(picture)
@@ -84,7 +84,7 @@ def test_the_floor_is_in_the_masks_or_in_the_key(run):
         mask = imageio.decode_mask((view.layout.masks / "a.png").read_bytes())
         black[trainer] = int(mask.min())
         assert mask.max() == 255
-        assert view.see("a.png").weights.min() == pytest.approx(0.2, abs=0.01)
+        assert np.quantile(view.see("a.png").weights, 0.1) == pytest.approx(0.2, abs=0.01)
     assert black == {"diffusion-pipe": 51, "ai-toolkit": 0}
 
 

@@ -11,6 +11,7 @@ from lora_prep import decisions, imageio
 from lora_prep.dataset import Dataset
 from lora_prep.decisions import Verdict
 from lora_prep.errors import ItemError
+from lora_prep.export.check import view_of
 from lora_prep.export.names import export_stems
 from lora_prep.export.pixels import lifted, training_mask
 from lora_prep.export.places import Places
@@ -199,10 +200,13 @@ def test_images_in_sub_folders_get_flat_names(run, data):
     assert (out / "masks" / "trip__a.png").is_file()
 
 
-def test_augmented_pairs_come_along(run, data, lora_prep):
-    lora_prep("augment", data, "-n", 1, "-q")
+def test_augmented_pairs_come_along(run, data):
+    for folder, source in (("images", "faces"), ("masks", "masks")):
+        (data / "augmented" / folder).mkdir(parents=True)
+        shutil.copy(data / source / "a.png", data / "augmented" / folder / "a-a000.png")
+    (data / "augmented" / "images" / "a-a000.txt").write_text("ohwx by the sea")
     out = run("onetrainer", "--augmented")
-    assert len(list((out / "images").glob("*-masklabel.png"))) == 6
+    assert len(list((out / "images").glob("*-masklabel.png"))) == 4
     assert (out / "images" / "a-a000.txt").read_text() == "ohwx by the sea\n"
 
 
@@ -247,3 +251,25 @@ def test_unreadable_pairs_do_not_stop_the_others(run, data):
     add_pair(data, "z.png", b"no image", np.full((4, 4), 255, np.uint8))
     out = run("simpletuner", code=1)
     assert len(list((out / "masks").iterdir())) == 3
+
+
+def test_variants_of_rejected_images_stay_away(run, data):
+    for folder, source in (("images", "faces"), ("masks", "masks")):
+        (data / "augmented" / folder).mkdir(parents=True)
+        for name in ("a", "c"):
+            shutil.copy(data / source / "a.png", data / "augmented" / folder / f"{name}-a000.png")
+    dataset = Dataset.at(data)
+    decisions.decide(dataset, dataset.sample("a.png"), Verdict.REJECTED)
+    out = run("kohya", "--augmented")
+    assert "augmented/a-a000.png: a variant of a.png, which was rejected" in run.result.output
+    assert (out / "rgba" / "c-a000.png").exists()
+
+
+def test_kohya_gets_small_images_enlarged_with_their_colours(run):
+    """Its own enlarging of RGBA blackens what the mask hides."""
+    out = run("kohya", "--resolution", 1024)
+    view = view_of(out)
+    seen = view.see("a.png")
+    assert seen.image.shape[0] > 400
+    assert np.percentile(seen.image[seen.aligned == 0], 5) > 20
+    assert np.array_equal(seen.image, view.see("a.png").image)

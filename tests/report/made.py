@@ -10,7 +10,8 @@ from lora_prep import imageio
 from lora_prep.dataset import Dataset
 from lora_prep.embeddings import Embeddings
 from lora_prep.faces import FaceRecord, faces_path
-from lora_prep.types import Face
+from lora_prep.journal import Entry, Journal, Stamp
+from lora_prep.types import Face, Status
 
 SIZE = (96, 128)
 """Height and width."""
@@ -96,3 +97,34 @@ def embed(root: Path, rows: dict[str, list[tuple[float, int]]], faceless: tuple[
         ),
     )
     (root / "embeddings.safetensors").write_bytes(made.to_bytes())
+
+
+def record_mask(root: Path, name: str, **info: object) -> None:
+    """A line in the journal: lora-prep made this mask."""
+    dataset = Dataset.at(root, recursive=True)
+    sample = dataset.sample(name)
+    stamps = [
+        Stamp.of_input(path.read_bytes(), path.stat()) for path in (sample.image, sample.mask)
+    ]
+    keys = [dataset.key(path) for path in (sample.image, sample.mask)]
+    entry = Entry(
+        keys[0], Status.DONE, "f", {keys[0]: stamps[0]}, {keys[1]: stamps[1]}, info=dict(info)
+    )
+    with Journal(dataset.state / "masks.jsonl") as journal:
+        journal.append(entry)
+
+
+def record_variant(root: Path, parent: str, number: int, path: str, **info: object) -> None:
+    """An augmented pair and its line in the journal; `path` is relative to the root."""
+    mask = path.replace("/images/", "/masks/")
+    for place, data in (
+        (path, imageio.encode_image(photo(number), "png")),
+        (mask, imageio.encode_mask(ellipse())),
+    ):
+        (root / place).parent.mkdir(parents=True, exist_ok=True)
+        (root / place).write_bytes(data)
+    stamps = {p: Stamp.of_input((root / p).read_bytes(), (root / p).stat()) for p in (path, mask)}
+    about = {"parent": f"faces/{parent}", "variant": number, **info}
+    entry = Entry(f"faces/{parent}#{number}", Status.DONE, "f", {}, stamps, info=about)
+    with Journal(root / ".lora-prep" / "augment.jsonl") as journal:
+        journal.append(entry)

@@ -14,7 +14,7 @@ from lora_prep.masks import Margin
 from lora_prep.report import Facts, ImageFacts, Kind, Options, collect
 from lora_prep.report.measure import sharpness
 from lora_prep.types import Issue, Severity, Status
-from tests.report.made import add, ellipse, embed, face, photo, remember_faces
+from tests.report.made import add, ellipse, embed, face, photo, record_mask, remember_faces
 
 KINDS = [Kind(code, "Title", Severity.ERROR, "why", "fix") for code in ("I001", "M001", "C001")]
 
@@ -38,21 +38,6 @@ def root(tmp_path: Path) -> Path:
     for i, name in enumerate(("a.png", "b.jpg", "c.png")):
         add(root, name, i)
     return root
-
-
-def made(root: Path, name: str, **info: object) -> None:
-    """A line in the journal: lora-prep made this mask."""
-    dataset = Dataset.at(root)
-    sample = dataset.sample(name)
-    stamps = [
-        Stamp.of_input(path.read_bytes(), path.stat()) for path in (sample.image, sample.mask)
-    ]
-    keys = [dataset.key(path) for path in (sample.image, sample.mask)]
-    entry = Entry(
-        keys[0], Status.DONE, "f", {keys[0]: stamps[0]}, {keys[1]: stamps[1]}, info=dict(info)
-    )
-    with Journal(dataset.state / "masks.jsonl") as journal:
-        journal.append(entry)
 
 
 def test_measures_the_mask_and_the_image(root):
@@ -118,7 +103,7 @@ def test_sharpness_falls_with_blur_and_not_with_size():
 
 def test_states_say_where_a_mask_comes_from(root):
     for name in ("a.png", "b.jpg", "c.png"):
-        made(root, name)
+        record_mask(root, name)
     add(root, "d.png", mask=False)
     add(root, "e.png")
     (root / "masks" / "b.png").write_bytes(imageio.encode_mask(ellipse(radius=0.3)))
@@ -135,7 +120,7 @@ def test_states_say_where_a_mask_comes_from(root):
 
 def test_decisions_of_the_review_are_told(root):
     for name in ("a.png", "b.jpg"):
-        made(root, name)
+        record_mask(root, name)
     dataset = Dataset.at(root)
     for name, verdict in (("a.png", Verdict.ACCEPTED), ("b.jpg", Verdict.REJECTED)):
         decisions.decide(dataset, dataset.sample(name), verdict)
@@ -153,8 +138,8 @@ def test_decisions_that_cannot_be_read_are_told(root):
 
 
 def test_the_erosion_is_that_of_the_journal_else_the_one_given(root):
-    made(root, "a.png", erode="10%")
-    made(root, "b.jpg")
+    record_mask(root, "a.png", erode="10%")
+    record_mask(root, "b.jpg")
     facts = gathered(root, erosion=Margin.parse("3%"))
     a, b, c = facts.images
     assert (a.erosion, a.erosion_recorded) == ("10%", True)

@@ -176,7 +176,7 @@ def visual_step(
         with model.at(scale):
             pred = model.predict(noisy, t, text)
             loss = diffusion_loss(pred, model.objective.target(x0, noise, t))
-        backward(loss.mean())
+            backward(loss.mean())
         losses.append(loss.detach())
     return SliderStep(losses[0], losses[1], losses[0].mean() + losses[1].mean())
 
