@@ -58,7 +58,7 @@ class Step:
 
 def steps(dataset: Dataset) -> Iterator[Step]:
     """How each step that was ever run on the data set stands, and the masks in any case."""
-    names = {path.stem for path in dataset.state.glob("*.jsonl")}
+    names = {p.stem for p in dataset.state.glob("*.jsonl") if p.stem.startswith(CHAIN)}
     masks = "masks" if dataset.masks.name == "masks" else f"masks-{dataset.masks.name}"
     for name in sorted(names | {masks}, key=lambda name: (_order(name), name)):
         path = dataset.state / f"{name}.jsonl"

@@ -247,4 +247,6 @@ def _wanted(cut: Mask, guess: Mask) -> BoolMask:
     smooth = cv2.morphologyEx(smooth, cv2.MORPH_CLOSE, kernel) | (guess == cv2.GC_FGD)
     _, labels = cv2.connectedComponents(smooth.astype(np.uint8), connectivity=4)
     parts = np.isin(labels, np.unique(labels[guess == cv2.GC_FGD]))
-    return masks.clean(parts & (labels > 0), max_speck=0.0) & (guess != cv2.GC_BGD)
+    whole = masks.clean(parts & (labels > 0), max_speck=0.0)
+    whole[guess == cv2.GC_BGD] = False
+    return whole

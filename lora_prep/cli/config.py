@@ -42,6 +42,8 @@ COMMAND_LINE_ONLY = (
     "fix",
     "undo",
     "accept_license",
+    "shard",
+    "merge",
 )
 """Options that a file must not set: the data's place is `[dataset]`, the others are decisions."""
 

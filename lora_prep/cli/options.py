@@ -41,16 +41,23 @@ class Running:
     quiet: bool
     verbose: bool
 
-    def __post_init__(self) -> None:
-        if self.address is not None and self.executor != "ray":
-            raise click.UsageError("--address goes with --executor ray")
-        if self.executor == "local" and (self.workers is not None or self.num_gpus):
-            raise click.UsageError(
-                "--workers and --num-gpus go with --executor processes and ray: the local one has "
-                "one model and --threads around it"
-            )
-        if self.merge and self.shard is not None:
-            raise click.UsageError("--merge goes without --shard: it looks at all of them")
+
+def _refuse_what_has_no_effect(running: Running) -> None:
+    """Raise UsageError for options typed in vain; in the file they may wait for their executor."""
+    context = click.get_current_context()
+
+    def typed(name: str) -> bool:
+        return context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+
+    if typed("address") and running.executor != "ray":
+        raise click.UsageError("--address goes with --executor ray")
+    if running.executor == "local" and (typed("workers") or typed("num_gpus")):
+        raise click.UsageError(
+            "--workers and --num-gpus go with --executor processes and ray: the local one has "
+            "one model and --threads around it"
+        )
+    if running.merge and running.shard is not None:
+        raise click.UsageError("--merge goes without --shard: it looks at all of them")
 
 
 def running_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -59,6 +66,7 @@ def running_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def decorated(*args: Any, **options: Any) -> Any:
         running = Running(**{field.name: options.pop(field.name) for field in fields(Running)})
+        _refuse_what_has_no_effect(running)
         return command(*args, running=running, **options)
 
     decorators = [

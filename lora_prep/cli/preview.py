@@ -54,11 +54,12 @@ class Column:
     cls=ConfiguredCommand,
     epilog="""\b
 Examples:
-  lora-prep preview --trainer ai-toolkit          the data set, as it would see it
-  lora-prep preview data/faces --trainer all --out seen.png
-  lora-prep preview --trainer kohya --route both  RGBA beside the mask folder, which is stretched
-  lora-prep preview out/kohya                     an exported folder, or any trainer's own config
-  lora-prep preview out/kohya/dataset.toml
+  lora-prep preview                            all trainers side by side
+  lora-prep preview --trainer ai-toolkit -v    a line for each image
+  lora-prep preview data/faces --out seen.png
+  lora-prep preview --trainer kohya --route both --out kohya.png
+  lora-prep preview out/kohya                  an exported folder
+  lora-prep preview out/kohya/dataset.toml     a trainer's own configuration
 
 \b
 used    images whose mask counts

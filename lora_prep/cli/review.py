@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lora_prep.cli import options
+from lora_prep.cli import Failure, options
 from lora_prep.cli.config import ConfiguredCommand
 from lora_prep.cli.options import FOLDER
 
@@ -114,11 +114,10 @@ def _serve(
         from lora_prep.review.segment import Clicking
         from lora_prep.review.session import Session
     except ModuleNotFoundError as error:
-        if error.name not in ("starlette", "uvicorn"):
+        package = (error.name or "").partition(".")[0]
+        if package not in ("starlette", "uvicorn"):
             raise
-        raise click.ClickException(
-            f"the page needs {error.name}: pip install 'lora-prep[review]'"
-        ) from error
+        raise Failure(f"the page needs {package}: pip install 'lora-prep[review]'") from error
     from lora_prep.cli.console import name, short
     from lora_prep.validate import cache_path, validate
 

@@ -204,6 +204,7 @@ def _lines(document: dict[str, Any]) -> list[str]:
     alphas = sorted({r * s for r in document["rank"] for s in document["scale"]})
     alpha = f", alpha {alphas[0]:g}" if len(alphas) == 1 else ""
     lines.append(f"rank      {ranks}{alpha} (alpha/rank {scales})")
-    lines.append(f"blocks    {document['blocks'] or 'none'} ({document['family']})")
+    family = document["family"] if document["family"] != "unknown" else "of an unknown model"
+    lines.append(f"blocks    {document['blocks'] or 'none'} ({family})")
     lines.append(f"modules   {document['modules']}")
     return lines

@@ -222,8 +222,8 @@ class _Crew:
 def killer(how: str) -> ItemError:
     """Why an item has failed that ended two workers."""
     return ItemError(
-        f"the worker {how} while working on it, and so did a second one with this image alone: "
-        "the image may need more memory than there is, or hit a fault in a library",
+        f"the worker {how} while working on it, and the next one with this image alone ended the "
+        "same way: it may need more memory than there is, or hit a fault in a library",
         code="worker-died",
     )
 

@@ -14,6 +14,7 @@ import pickle
 import queue
 import signal
 import threading
+import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -111,21 +112,22 @@ class RayExecutor:
             initial_size=most,
             max_tasks_in_flight_per_actor=1 if alone else 2,
         )
-        data = ray.data.from_items(
-            [{"task": pickle.dumps(task)} for task in tasks], override_num_blocks=count
-        ).map_batches(
-            Hand,
-            fn_constructor_args=(stage, attempt, self.threads),
-            batch_size=None,
-            batch_format="numpy",
-            compute=strategy,
-            num_cpus=1,
-            num_gpus=self.num_gpus or None,
-            ray_remote_args_fn=_retries,
-        )
+        rows = [{"task": pickle.dumps(task)} for task in tasks]
+        with warnings.catch_warnings():  # Ray 2.64 takes `max_task_retries` away
+            warnings.simplefilter("ignore", DeprecationWarning)
+            data = ray.data.from_items(rows, override_num_blocks=count).map_batches(
+                Hand,
+                fn_constructor_args=(stage, attempt, self.threads),
+                batch_size=None,
+                batch_format="numpy",
+                compute=strategy,
+                num_cpus=1,
+                num_gpus=self.num_gpus or None,
+                max_task_retries=TRIES,
+            )
         try:
-            for rows in data.iter_batches(batch_size=None, batch_format="numpy"):
-                yield from (pickle.loads(bytes(result)) for result in rows["result"])
+            for batch in data.iter_batches(batch_size=None, batch_format="numpy"):
+                yield from (pickle.loads(bytes(result)) for result in batch["result"])
         except ray.exceptions.RayError as error:
             yield error
 
@@ -141,10 +143,6 @@ class RayExecutor:
                 )
             return room
         return max(1, int(resources.get("CPU", 1)))
-
-
-def _retries() -> dict[str, int]:
-    return {"max_task_retries": TRIES}
 
 
 class Hand:

@@ -7,6 +7,7 @@ import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import Literal, TypeAlias, assert_never
@@ -67,8 +68,7 @@ class Session:
     def images(self) -> list[dict[str, Json]]:
         """What the page lists, the worst first."""
         decided = decisions.read(self.dataset)
-        numbers = sorted(range(len(self)), key=lambda n: (self._badness(self._samples[n]), n))
-        return [self._row(n, decided.get(self._samples[n].name)) for n in numbers]
+        return [self._row(n, decided.get(self._samples[n].name)) for n in self._order]
 
     def seen(self, number: int) -> tuple[int, ...]:
         """Names an image's bytes by what the file system says of them."""
@@ -195,6 +195,10 @@ class Session:
         if verdict is Verdict.ACCEPTED and self._mask_file(sample) is None:
             raise ItemError("there is no mask to accept: paint one first", code="no-mask")
         return self._row(number, decisions.decide(self.dataset, sample, verdict))
+
+    @cached_property
+    def _order(self) -> list[int]:
+        return sorted(range(len(self)), key=lambda n: (self._badness(self._samples[n]), n))
 
     def _sample(self, number: int) -> Sample:
         if not 0 <= number < len(self):

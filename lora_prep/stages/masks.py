@@ -213,6 +213,7 @@ class Masking:
             "faces": len(result.faces),
             "masked": len(result.wanted),
             "coverage": round(masks.coverage(mask), 4),
+            "erode": str(stage.erode),
         }
         return Saved(files, info, warnings)
 

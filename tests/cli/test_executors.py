@@ -31,7 +31,7 @@ def test_processes_give_the_same_bytes(lora_prep, faces, tmp_path):
     documents = []
     for folder, how in ((here, ["--json"]), (faces, several)):
         masks = lora_prep("masks", folder, "--preset", "embedded", *how, code=1)
-        pairs = lora_prep("augment", folder, "-n", "2", *how, code=1)
+        pairs = lora_prep("augment", folder, "-n", "1", *how, code=1)
         documents.append([json.loads(result.stdout) for result in (masks, pairs)])
     for one, other in zip(*documents, strict=True):
         assert one["counts"] == other["counts"]
@@ -40,8 +40,6 @@ def test_processes_give_the_same_bytes(lora_prep, faces, tmp_path):
         wanted = files(here.parent / made)
         assert len(wanted) > 5
         assert files(faces.parent / made) == wanted
-    again = json.loads(lora_prep("masks", faces, "--preset", "embedded", *several, code=1).stdout)
-    assert again["counts"]["done"] == 0
 
 
 @pytest.mark.parametrize(

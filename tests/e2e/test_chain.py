@@ -1,7 +1,6 @@
 """`lora-prep run`: the whole chain, and again with one image changed, edited, deleted, added."""
 
 import json
-import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path

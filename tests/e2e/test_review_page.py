@@ -1,7 +1,8 @@
 """The review page in a real browser, with real keys and a real mouse; what counts is the disk."""
 
 import os
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -14,6 +15,7 @@ from lora_prep.backends import SegmenterSpec
 from lora_prep.dataset import Dataset
 from lora_prep.review.session import Session
 from lora_prep.types import Issue, Severity
+from sample_data.photos import photographs
 from sample_data.portraits import Portrait, draw_portrait
 from tests.fakes.browser import browser, watched
 from tests.fakes.review_server import GRABCUT, Served, serving
@@ -226,7 +228,7 @@ def test_click_to_segment_with_a_box_and_points(
     is_saved(page)
     boxed = on_disk(data)
     assert set(np.unique(boxed)) == {0, 255}
-    ys, xs = np.nonzero(boxed)
+    xs = np.nonzero(boxed)[1]
     assert (x0 - 20 < xs).all()
     assert (xs < x1 + 20).all()
     assert boxed[int((y0 + y1) / 2), int((x0 + x1) / 2)] == 255
@@ -359,15 +361,27 @@ def test_light_and_dark(page: Page) -> None:
     assert max(ground()) < 80
 
 
-def test_the_picture_for_the_documents(
-    context: BrowserContext, served: Served, tmp_path: Path
-) -> None:
-    """Kept where LORA_PREP_PICTURES says; here only that it can be taken."""
+def test_a_box_around_the_face_of_a_photograph(context: BrowserContext, tmp_path: Path) -> None:
+    """Also the picture in the documents: LORA_PREP_PICTURES=docs/images keeps it."""
+    (tmp_path / "data" / "faces").mkdir(parents=True)
+    file = next(photo.path for photo in photographs() if photo.name == "astronaut.png")
+    for name in ("collins-01.png", "collins-02.png", "collins-03.png"):
+        shutil.copy(file, tmp_path / "data" / "faces" / name)
+    data = Dataset.at(tmp_path / "data")
     folder = Path(os.environ.get("LORA_PREP_PICTURES", tmp_path))
-    with opened(context, served) as page:
+    with serving(Session(data), GRABCUT) as served, opened(context, served) as page:
+        page.keyboard.press("r")
+        ready(page, "collins-02.png")
         page.keyboard.press("c")
-        page.mouse.click(*place(page, 160, 180))
+        corners = [place(page, x * SIDE / 512, y * SIDE / 512) for x, y in ((172, 62), (274, 206))]
+        page.mouse.move(*corners[0])
+        page.mouse.down()
+        page.mouse.move(*corners[1], steps=3)
+        page.mouse.up()
         expect(page.locator("#undo")).to_be_enabled()
         is_saved(page)
         page.screenshot(path=folder / "review.png")
-    assert imageio.decode_image((folder / "review.png").read_bytes()).shape == (800, 1280, 3)
+    mask = on_disk(data, "collins-02") > 0
+    assert mask[100:180, 200:250].mean() > 0.9
+    assert mask[:, :150].sum() + mask[:, 300:].sum() + mask[260:].sum() == 0
+    assert decisions.rejected(data) == {"collins-01.png"}

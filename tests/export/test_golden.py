@@ -18,7 +18,16 @@ FULL = (
 )
 MODELS = {"kohya": ("flux1-dev", "single[0:10]")}
 MORE = {
-    "ai-toolkit": ("--dop", 0.7, "--background-prior", 0.5, "--resolution", 768),
+    "ai-toolkit": (
+        "--dop",
+        0.7,
+        "--dop-class",
+        "woman",
+        "--background-prior",
+        0.5,
+        "--resolution",
+        768,
+    ),
     "onetrainer": ("--background-prior", 0.3, "--resolution", 768),
     "kohya": ("--resolution", 768),
     "musubi": ("--resolution", 768),

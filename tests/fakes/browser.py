@@ -44,9 +44,11 @@ def watched(page: Page) -> Iterator[Page]:
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on(
         "console",
-        lambda said: errors.append(said.text)
-        if said.type == "error" and "status of 4" not in said.text
-        else None,
+        lambda said: (
+            errors.append(said.text)
+            if said.type == "error" and "status of 4" not in said.text
+            else None
+        ),
     )
     yield page
     assert errors == []

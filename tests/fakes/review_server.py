@@ -79,5 +79,3 @@ def serving(session: Session, spec: SegmenterSpec = GRABCUT) -> Iterator[Served]
         server.should_exit = True
         thread.join()
         listening.close()
-
-

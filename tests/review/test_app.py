@@ -234,7 +234,12 @@ BROKEN = np.zeros((4, 4), np.uint8)
         ("x=0&y=0&width=4&height=4", BROKEN.tobytes(), {"X-Version": "0" * 64}, 412),
         ("x=0&y=0&width=4&height=4", BROKEN.tobytes(), {"X-Version": ""}, 412),
         ("x=0&y=0&width=4&height=4", BROKEN.tobytes(), {"Content-Type": "text/plain"}, 415),
-        ("x=0&y=0&width=4&height=4", imageio.encode_mask(BROKEN), {"Content-Type": "image/png"}, 415),
+        (
+            "x=0&y=0&width=4&height=4",
+            imageio.encode_mask(BROKEN),
+            {"Content-Type": "image/png"},
+            415,
+        ),
     ],
 )
 def test_what_is_no_patch_is_refused(

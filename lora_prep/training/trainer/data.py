@@ -67,9 +67,9 @@ def open_data(config: Config) -> Data | None:
     data = config.data
     if config.slider and config.slider.pairs:
         places = [config.slider.pairs / side for side in ("positive", "negative")]
-        masks, missing = config.slider.pairs / ".no-masks", "ones"
+        masks: Path | None = config.slider.pairs / ".no-masks"
     elif data.images:
-        places, masks, missing = [data.images], data.masks, data.missing_mask
+        places, masks = [data.images], data.masks
     else:
         return None
     needs_mask = {"masked", "inverted_mask_prior"} & set(config.terms().values())
@@ -84,7 +84,7 @@ def open_data(config: Config) -> Data | None:
             caption=data.caption,
             crop=data.crop,
             flip=data.flip,
-            missing_mask=missing if needs_mask else "ones",
+            missing_mask=data.missing_mask if needs_mask else "ones",
             recursive=data.recursive,
             seed=config.train.seed,
         )
@@ -127,7 +127,7 @@ def stream(
         iter(
             DataLoader(
                 folder,
-                batch_sampler=Order(data, config, start, stride),  # type: ignore[arg-type]
+                batch_sampler=Order(data, config, start, stride),
                 collate_fn=collate,
                 num_workers=config.data.workers,
                 pin_memory=pin,

@@ -38,7 +38,7 @@ class Family(Protocol):
 
     pipeline: Any
     part: str
-    """Name of the part that is trained, `unet` or `transformer`: diffusers' prefix in LoRA files."""
+    """What is trained, `unet` or `transformer`: diffusers' prefix in LoRA files."""
 
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C2 h w"]:
         """Images from -1 to 1 to means and standard deviations of their latents, side by side."""

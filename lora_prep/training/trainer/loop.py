@@ -307,7 +307,7 @@ def _interrupts() -> Iterator[list[int]]:
     """Ctrl-C and SIGTERM ask to stop after the step; a second one stops at once."""
     asked: list[int] = []
 
-    def note(number: int, frame: Any) -> None:
+    def note(number: int, _: Any) -> None:
         if asked:
             raise KeyboardInterrupt
         asked.append(number)

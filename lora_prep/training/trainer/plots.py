@@ -64,8 +64,8 @@ def _panel(name: str, points: Float[np.ndarray, "n 2"]) -> Image:
         cv2.line(panel, (LEFT, y), (LEFT + width, y), FAINT, 1)
         _text(panel, f"{low + share * (high - low):.3g}", (8, y + 4))
     for line, colour, thick in ((values, RAW, 1), (smoothed(values), SMOOTH, 2)):
-        y = TOP + (high - line) / (high - low) * height
-        curve = np.rint(np.stack([x, y], 1) * 16).astype(np.int32)
+        heights = TOP + (high - line) / (high - low) * height
+        curve = np.rint(np.stack([x, heights], 1) * 16).astype(np.int32)
         cv2.polylines(panel, [curve], False, colour, thick, cv2.LINE_AA, 4)
     _text(panel, f"{name}   last {values[-1]:.4g}", (LEFT, 22), 0.5)
     _text(panel, f"step {steps[0]:.0f}", (LEFT, HEIGHT - 8))

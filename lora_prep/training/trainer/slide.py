@@ -30,8 +30,8 @@ def record(config: SliderConfig) -> SliderRecord:
     """What the LoRA's metadata says of its strengths. Raises UsageError for an impossible range."""
     low, high = config.trained_range
     if config.pairs:
-        ends = [str(config.pairs / side) for side in ("positive", "negative")]
-        return SliderRecord(low, high, "visual", *ends, config.target)
+        high_end, low_end = (str(config.pairs / side) for side in ("positive", "negative"))
+        return SliderRecord(low, high, "visual", high_end, low_end, config.target)
     return SliderRecord(low, high, "textual", config.positive, config.negative, config.target)
 
 
@@ -97,8 +97,16 @@ def from_noise(stepper: "Stepper", seed: int, generator: torch.Generator, step: 
         levels=levels,
         scale=config.trained_range[1],
     )
-    times = {"sigmas" if stepper.objective.is_flow else "timesteps": t}
-    batch = LossBatch(noisy, noisy, stepper.objective, noisy=noisy, step=step, **times)
+    flow = stepper.objective.is_flow
+    batch = LossBatch(
+        noisy,
+        noisy,
+        stepper.objective,
+        timesteps=None if flow else t,
+        sigmas=t if flow else None,
+        noisy=noisy,
+        step=step,
+    )
     return Part(batch, text, sizes, captions, seed)
 
 
