@@ -244,10 +244,17 @@ def _parse(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             for name, about in header.items()
             if name in _COLUMNS  # others are of a later version, or somebody else's
         }
-    except (KeyError, TypeError, AttributeError, RecursionError, UnicodeDecodeError) as error:
-        raise ValueError(f"its header is no safetensors header ({error!r})") from error
     except json.JSONDecodeError as error:
         raise ValueError("its header is damaged") from error
+    except (
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        OverflowError,
+        UnicodeDecodeError,
+    ) as error:
+        raise ValueError(f"its header is no safetensors header ({error!r})") from error
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ValueError("its metadata are not texts")
     return tensors, metadata

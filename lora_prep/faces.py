@@ -14,6 +14,9 @@ from pathlib import Path
 from lora_prep.dataset import Dataset, Sample
 from lora_prep.types import Face, Json
 
+NOT_A_RECORD = (KeyError, TypeError, ValueError, OverflowError, RecursionError)
+"""What reading a damaged or foreign file raises."""
+
 
 @dataclass(frozen=True, slots=True)
 class FaceRecord:
@@ -41,7 +44,7 @@ class FaceRecord:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "FaceRecord":
-        """What `to_bytes` wrote. Raises KeyError, TypeError or ValueError on any other input."""
+        """What `to_bytes` wrote. Raises one of `NOT_A_RECORD` on any other input."""
         value = json.loads(data)
         return cls(
             str(value["detector"]),
@@ -70,7 +73,7 @@ def read_faces(path: Path, image: bytes, detector: str) -> Sequence[Face] | None
     """The recorded faces, if there are any of this very image file by this very detector."""
     try:
         record = FaceRecord.from_bytes(path.read_bytes())
-    except (OSError, KeyError, TypeError, ValueError):
+    except (OSError, *NOT_A_RECORD):
         return None
     if record.detector != detector or record.sha256 != hashlib.sha256(image).hexdigest():
         return None

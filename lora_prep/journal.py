@@ -27,7 +27,14 @@ SETTLED_NS = 2_000_000_000
 
 FSYNC_SECONDS = 1.0
 
-NOT_AN_ENTRY = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+NOT_AN_ENTRY = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+    OverflowError,
+)
 """What reading a torn or foreign line raises."""
 
 
@@ -116,7 +123,7 @@ class Entry:
 
     @classmethod
     def from_line(cls, line: bytes | str) -> "Entry":
-        """The entry on a line. Raises ValueError, KeyError or TypeError on any other input."""
+        """The entry on a line. Raises one of `NOT_AN_ENTRY` on any other input."""
         value = json.loads(line)
         return cls(
             key=str(value["key"]),

@@ -312,9 +312,10 @@ def _print_report(report: "Report", *, verbose: bool, quiet: bool, dry_run: bool
     if quiet and not report.exit_code:
         return
     if verbose:
-        for verb, names in (("wrote", report.changed), ("removed", report.removed)):
+        verbs = ("would write", "would remove") if dry_run else ("wrote", "removed")
+        for verb, names in zip(verbs, (report.changed, report.removed), strict=True):
             for file in names:
-                click.echo(f"{'would have ' * dry_run}{verb}  {name(file)}")
+                click.echo(f"{verb}  {name(file)}")
     classes = f" and {report.classes} class images" if report.classes else ""
     left = f", {len(report.left_out)} left out" if report.left_out else ""
     would = "would be " if dry_run else ""

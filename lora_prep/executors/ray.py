@@ -13,6 +13,7 @@ import os
 import pickle
 import queue
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -199,6 +200,9 @@ def _polled(results: Iterable[Any], stop: Stop) -> Iterator[Any]:
 
 
 def _ray() -> Any:
+    if "ray" not in sys.modules:
+        # After an interrupt, the thread that waits for results must not start a cluster of its own.
+        os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     try:
         import ray
         import ray.data

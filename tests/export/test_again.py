@@ -105,8 +105,8 @@ def test_a_broken_manifest_is_said(run):
 
 
 def test_a_dry_run_writes_nothing(run, tmp_path):
-    run("kohya", "--dry-run")
-    assert "would be written" in run.result.output
+    run("kohya", "--dry-run", "-v")
+    assert "would write  rgba/a.png" in run.result.output
     assert not (tmp_path / "out").exists()
 
 

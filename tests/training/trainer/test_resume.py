@@ -72,12 +72,12 @@ def test_killed_and_resumed_equals_an_undisturbed_run(world: Path) -> None:
 
 def test_other_settings_do_not_go_on(world: Path) -> None:
     made.train(world, "sd15")
-    with pytest.raises(UsageError, match="trained with other settings.*--restart"):
+    with pytest.raises(UsageError, match=r"trained with other settings.*--restart"):
         made.train(world, "sd15", train={"learning_rate": 2e-3})
     made.train(world, "sd15", train={"learning_rate": 2e-3}, restart=True)
     (broken,) = checkpoint.find(world / "out")
     (broken / "optimizer.pt").write_bytes(b"half")
-    with pytest.raises(DatasetError, match="is damaged.*Delete it"):
+    with pytest.raises(DatasetError, match=r"is damaged.*Delete it"):
         made.train(world, "sd15", train={"learning_rate": 2e-3, "steps": 3})
 
 

@@ -1,0 +1,73 @@
+"""Do the losses do what they are for? Short trainings of a toy, with each term on and off."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.learning import DOP, FULL, INVERTED, MASKED, PRIOR, Measured, Toy
+
+STEPS = 40
+
+
+class Runs:
+    """Each run once, however many tests look at it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.toy = Toy(folder)
+        self.base = self.toy.measure(None)
+        self._kept: dict[str, Measured] = {}
+
+    def __call__(self, losses: Mapping[str, Any], *, priors: bool = False) -> Measured:
+        key = repr((losses, priors))
+        if key not in self._kept:
+            self._kept[key] = self.toy.train(losses, steps=STEPS, priors=priors)
+        return self._kept[key]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    torch.set_num_threads(1)
+    return Runs(tmp_path_factory.mktemp("toy"))
+
+
+def off(losses: dict[str, Any], name: str) -> dict[str, Any]:
+    """The same with one term without effect."""
+    return {**losses, name: {**losses[name], "weight": 0.0}}
+
+
+# ------------------------------------------------------------------ the claims
+def learns_inside_alone(run: Measured, base: Measured) -> bool:
+    return run.inside < 0.75 * base.inside and run.outside > 0.95 * base.outside
+
+
+def stays_outside(run: Measured, masked_alone: Measured) -> bool:
+    return run.drift < 0.4 * masked_alone.drift
+
+
+def keeps_the_class(run: Measured, full: Measured) -> bool:
+    return run.class_drift < 0.4 * full.class_drift
+
+
+def test_masked_training_learns_inside_and_leaves_outside(runs: Runs) -> None:
+    assert learns_inside_alone(runs(MASKED), runs.base)
+    # Without the mask the outside is learned as well, and the claim fails.
+    assert runs(FULL).outside < 0.75 * runs.base.outside
+    assert not learns_inside_alone(runs(FULL), runs.base)
+
+
+def test_with_the_inverted_mask_prior_the_outside_does_not_drift(runs: Runs) -> None:
+    both = {**MASKED, **INVERTED}
+    assert stays_outside(runs(both), runs(MASKED))
+    assert learns_inside_alone(runs(both), runs.base)
+    assert not stays_outside(runs(off(both, "inverted_mask_prior")), runs(MASKED))
+
+
+@pytest.mark.parametrize(("term", "priors"), [(PRIOR, True), (DOP, False)], ids=["images", "dop"])
+def test_class_drift_falls(runs: Runs, term: dict[str, Any], priors: bool) -> None:
+    kept = runs({**FULL, **term}, priors=priors)
+    assert keeps_the_class(kept, runs(FULL))
+    assert kept.inside < 0.8 * runs.base.inside  # and the subject is learned all the same
+    assert not keeps_the_class(runs(off({**FULL, **term}, next(iter(term)))), runs(FULL))
