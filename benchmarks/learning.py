@@ -128,7 +128,8 @@ class Toy:
             noise, t = torch.randn(x0.shape), objective.sample_t(len(x0))
             pred = family.predict(objective.add_noise(x0, noise, t), t, wide, sizes)
             optimizer.zero_grad()
-            (pred - objective.target(x0, noise, t)).square().mean().backward()
+            loss = (pred - objective.target(x0, noise, t)).square().mean()
+            torch.autograd.backward(loss)
             optimizer.step()
         model.requires_grad_(False)
 

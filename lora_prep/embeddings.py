@@ -306,7 +306,8 @@ def _check_values(rows: Embeddings) -> None:
         if not finite.all():
             row = int(np.argmin(finite))
             raise ValueError(f"{name} has a number that is not finite, for {rows.names[row]}")
-    lengths = np.linalg.norm(rows.vectors, axis=1)
+    with np.errstate(over="ignore"):  # too long is refused below
+        lengths = np.linalg.norm(rows.vectors, axis=1)
     bad = np.flatnonzero(abs(lengths - 1) > UNIT)
     if len(bad):
         row = int(bad[0])

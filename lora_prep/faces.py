@@ -6,6 +6,7 @@ detecting again, and none has to ask whether it is out of date.
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +14,6 @@ from pathlib import Path
 
 from lora_prep.dataset import Dataset, Sample
 from lora_prep.types import Face, Json
-
-NOT_A_RECORD = (KeyError, TypeError, ValueError, OverflowError, RecursionError)
-"""What reading a damaged or foreign file raises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +42,28 @@ class FaceRecord:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "FaceRecord":
-        """What `to_bytes` wrote. Raises one of `NOT_A_RECORD` on any other input."""
-        value = json.loads(data)
-        return cls(
-            str(value["detector"]),
-            str(value["sha256"]),
-            int(value["width"]),
-            int(value["height"]),
-            tuple(Face.from_json(face) for face in value["faces"]),
-        )
+        """What `to_bytes` wrote. Raises KeyError, TypeError or ValueError on any other input."""
+        try:
+            value = json.loads(data, parse_constant=_refuse, parse_float=_finite)
+            return cls(
+                str(value["detector"]),
+                str(value["sha256"]),
+                int(value["width"]),
+                int(value["height"]),
+                tuple(Face.from_json(face) for face in value["faces"]),
+            )
+        except (OverflowError, RecursionError) as error:
+            raise ValueError(str(error)) from error
+
+
+def _finite(text: str) -> float:
+    """A number as `json` reads it, but for those that are too large for a float."""
+    number = float(text)
+    return number if math.isfinite(number) else _refuse(text)
+
+
+def _refuse(text: str) -> float:
+    raise ValueError(f"{text} is no coordinate")
 
 
 def _exact(face: Face) -> Json:
@@ -73,7 +84,7 @@ def read_faces(path: Path, image: bytes, detector: str) -> Sequence[Face] | None
     """The recorded faces, if there are any of this very image file by this very detector."""
     try:
         record = FaceRecord.from_bytes(path.read_bytes())
-    except (OSError, *NOT_A_RECORD):
+    except (OSError, KeyError, TypeError, ValueError):
         return None
     if record.detector != detector or record.sha256 != hashlib.sha256(image).hexdigest():
         return None

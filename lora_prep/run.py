@@ -235,7 +235,8 @@ def _commit(finished: Finished, journal: Journal) -> Outcome:
         # First, so that death in between leaves an item without its file, and never with two.
         if path.exists() and hash_file(path) == before:
             path.unlink()
-    if finished.news or (journal.is_layered and finished.entry.key not in journal):  # known from before this shard
+    # A shard also records what was fresh before it, since the merge looks at its journal alone.
+    if finished.news or (journal.is_layered and finished.entry.key not in journal):
         journal.append(finished.entry)
     for part, path, _ in finished.parts:
         imageio.commit(part, path)

@@ -37,6 +37,7 @@ COMMAND_LINE_ONLY = (
     "force",
     "dry_run",
     "list_checks",
+    "list_decisions",
     "yes",
     "exit_code",
     "fix",

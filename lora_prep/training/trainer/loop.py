@@ -56,7 +56,7 @@ def train(plan: Plan, *, restart: bool = False, say: Say = print) -> Done:
     config = plan.config
     cuda = torch.cuda.is_available()
     bf16 = config.model.dtype == "bfloat16" or (config.model.dtype == "auto" and cuda)
-    accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
+    accelerator = Accelerator(mixed_precision="no")  # autocast is the run's own, see _Run
     out, fingerprint = config.save.out, config.fingerprint()
     if restart and accelerator.is_main_process:
         checkpoint.remove(out)
@@ -66,7 +66,8 @@ def train(plan: Plan, *, restart: bool = False, say: Say = print) -> Done:
         raise UsageError(
             f"{found} is beyond train.steps = {config.train.steps}: raise it, or give --restart"
         )
-    run = _Run(plan, accelerator, say if accelerator.is_main_process else _quiet)
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    run = _Run(plan, accelerator, dtype, say if accelerator.is_main_process else _quiet)
     start = run.resume(found) if found else 0
     return run.steps(start)
 
@@ -78,11 +79,10 @@ def _quiet(_: str) -> None:
 class _Run:
     """What lives as long as the training."""
 
-    def __init__(self, plan: Plan, accelerator: Any, say: Say) -> None:
+    def __init__(self, plan: Plan, accelerator: Any, dtype: torch.dtype, say: Say) -> None:
         config = plan.config
         self.plan, self.config, self.accelerator, self.say = plan, config, accelerator, say
         device = accelerator.device
-        dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
         say(f"loading {plan.base} on {device} in {str(dtype).removeprefix('torch.')}")
         self.family = families.load(plan.base, config.model, device, dtype)
         texts = self._texts(plan.data)
@@ -103,7 +103,7 @@ class _Run:
             config=config,
             encode=self._encoder(plan.data),
             device=device,
-            autocast=accelerator.autocast,
+            autocast=lambda: torch.autocast(device.type, dtype, dtype == torch.bfloat16),
             backward=accelerator.backward,
         )
 
@@ -181,7 +181,7 @@ class _Run:
         with _interrupts() as interrupted:
             for step in range(start, train.steps):
                 began = time.perf_counter()
-                values, norm, stop = self._step(step, batches, bool(interrupted))
+                values, norm, stop = self._step(step, batches, interrupted)
                 done = step + 1
                 if log:
                     rate = self.optimizer.param_groups[0]["lr"]
@@ -205,7 +205,7 @@ class _Run:
         return Done(train.steps, self._finish() if main else ())
 
     def _step(
-        self, step: int, batches: Iterator[tuple[Batch, ...]], stop: bool
+        self, step: int, batches: Iterator[tuple[Batch, ...]], interrupted: list[int]
     ) -> tuple[dict[str, Tensor], Tensor, bool]:
         """One optimiser step: each term's value, the gradient's norm, whether to stop."""
         train, accelerator = self.config.train, self.accelerator
@@ -218,7 +218,7 @@ class _Run:
         ]
         counts = self._counts(parts)
         results = [self.stepper.run(part, counts) for part in parts]
-        stop = self._share_gradients(stop)
+        stop = self._share_gradients(bool(interrupted))
         norm = torch.nn.utils.clip_grad_norm_(
             self.weights.values(), train.clip or float("inf"), error_if_nonfinite=False
         )

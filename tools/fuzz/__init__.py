@@ -1,0 +1,1 @@
+"""The readers of what others may have written, to be fed with mutated files."""
