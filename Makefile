@@ -13,7 +13,7 @@ PRESET ?= best
 FLAGS  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench docs all masks embed augment priors validate clean FORCE
+.PHONY: help install demo test check browser bench docs all masks embed augment priors validate clean FORCE
 
 help:
 	@echo 'make demo               masks for real photographs that installed packages carry'
@@ -57,15 +57,31 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: check
-	$(BIN)/pytest
+# Two processes; a test file stays in one of them. The pages are tested in a real browser.
+test: check browser
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
+# Debian's Chromium where apt may install it, playwright's own elsewhere.
+CHROMIUM = command -v chromium || command -v chromium-browser || command -v google-chrome
+browser: install
+	@$(CHROMIUM) >/dev/null || (test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+	  && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null) \
+	  || $(BIN)/playwright install chromium
 
 docs: install
 	$(BIN)/python -m docs.generate
 
 bench: install
 	$(BIN)/python -m benchmarks.embedded_masks
+	$(BIN)/python -m benchmarks.mask_quality
 	$(BIN)/python -m benchmarks.masks
+	$(BIN)/python -m benchmarks.augment
+	$(BIN)/python -m benchmarks.validate
+	$(BIN)/python -m benchmarks.drift
+	$(BIN)/python -m benchmarks.losses
+	$(BIN)/python -m benchmarks.identity --repeats 2
+	$(BIN)/python -m benchmarks.learning
+	$(BIN)/python -m benchmarks.scale
 
 clean:
 	rm -rf demo build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

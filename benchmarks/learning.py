@@ -71,6 +71,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    torch.set_num_threads(1)  # more of them only wait for each other on so small a model
     torch.set_flush_denormal(True)  # what is learned by heart has tiny gradients
     with tempfile.TemporaryDirectory() as folder:
         toy = Toy(Path(folder))
@@ -171,6 +172,8 @@ class Toy:
         config = run_config.from_dict(values, "toy", self.folder)
         began = time.process_time()
         done = loop.train(plan(config, self.base), restart=True, say=lambda _: None)
+        if done.interrupted:
+            raise KeyboardInterrupt
         seconds = (time.process_time() - began) / steps
         return self.measure(done.files[0], seconds)
 

@@ -21,7 +21,10 @@ from lora_prep.types import Face, Json, Mask
 
 Pipeline: TypeAlias = Sequence[Mapping[str, Json]]
 Points: TypeAlias = Float64[np.ndarray, "_ 2"]
-"""x and y in pixels of the upright image, measured from its corner: as faces have them."""
+"""x and y in pixels of the upright image, measured from its corner: as the boxes of faces are."""
+
+CENTRE = 0.5
+"""Landmarks count from the centre of the first pixel, which lies here in `Points`."""
 
 PresetName: TypeAlias = Literal["light", "standard", "strong", "flip-only"]
 
@@ -152,14 +155,22 @@ def affine(before: Points, after: Points) -> list[list[float]] | None:
 
 
 def face_points(faces: Sequence[Face]) -> Points:
-    """All that moves with the faces: the rim of the ellipse in each box, then its landmarks."""
+    """All that moves with the faces: the rim of the ellipse in each box, then its landmarks.
+
+    All are measured from the image's corner, though landmarks are not (see `types.Face`).
+    """
     angles = np.arange(_RIM) * (2 * math.pi / _RIM)
     rim = np.column_stack([np.cos(angles), np.sin(angles)])
     rows = [np.empty((0, 2))]
     for face in faces:
         rows.append(np.array(face.centre) + rim * (face.width / 2, face.height / 2))
-        rows.append(np.array(face.landmarks or [], float).reshape(-1, 2))
+        rows.append(landmark_points(face))
     return np.concatenate(rows)
+
+
+def landmark_points(face: Face) -> Points:
+    """The landmarks, measured from the image's corner; none where the face has none."""
+    return np.array(face.landmarks or [], float).reshape(-1, 2) + CENTRE
 
 
 def move_faces(
@@ -187,7 +198,7 @@ def move_faces(
             continue
         landmarks: Any = None
         if len(points) and np.isfinite(points).all():
-            a, b, c, d, e = ((float(x), float(y)) for x, y in points)
+            a, b, c, d, e = ((float(x), float(y)) for x, y in points - CENTRE)
             landmarks = (b, a, c, e, d) if mirrored else (a, b, c, d, e)
         found.append(Face((x0, y0, x1, y1), face.score, landmarks))
     return found

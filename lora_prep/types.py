@@ -43,7 +43,8 @@ class Face:
     landmarks: tuple[Point, Point, Point, Point, Point] | None = None
     """Centre of the eye on the image's left, eye on its right, nose tip, mouth corner on the
     image's left, mouth corner on its right: insightface's order. None where the detector has none.
-    """
+    They count from pixel centres, as OpenCV does: (0, 0) is the middle of the first pixel, which is
+    (0.5, 0.5) as the box counts. In an image mirrored to `width`, x becomes width - 1 - x."""
 
     @property
     def width(self) -> float:

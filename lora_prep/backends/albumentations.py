@@ -133,7 +133,7 @@ class Augmenter:
         try:
             made = compose(
                 **given,
-                keypoints=points - 0.5,  # pixels are counted from the centre of the first one
+                keypoints=points - 0.5,  # it counts from the centre of the first pixel, `Points` do not
                 numbers=np.arange(len(points)),
             )
         except MemoryError:

@@ -6,9 +6,7 @@ differently, though (some 3e-6 of the white level). So on the CPU, where batches
 images are drawn one by one; on CUDA short batches are filled up, so that all have one size.
 """
 
-import hashlib
 import inspect
-import json
 import logging
 import re
 import warnings
@@ -20,13 +18,12 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
-from lora_prep.backends import device, download, weights
+from lora_prep.backends import device, download, pipeline_files, weights
+from lora_prep.backends.pipeline_files import INDEX
 from lora_prep.errors import BackendError, OutOfMemory, UsageError
 from lora_prep.types import Image
 
 DEFAULT_MODEL = "stabilityai/stable-diffusion-xl-base-1.0"
-
-INDEX = "model_index.json"
 
 SCHEDULERS = {
     "ddim": "DDIMScheduler",
@@ -37,9 +34,6 @@ SCHEDULERS = {
     "heun": "HeunDiscreteScheduler",
     "unipc": "UniPCMultistepScheduler",
 }
-
-SAMPLED = 1 << 20
-"""Bytes at either end of a file of weights that tell it from others: reading all takes minutes."""
 
 ADVICE = (
     "Download it where there is a network (`hf download {model}`, with `hf auth login` first if "
@@ -143,20 +137,7 @@ def _cached(model: str) -> Path | None:
     index = weights.cached_hub_file(model, INDEX)
     if index is None:
         return None
-    folder = index.parent
-    try:
-        parts = _parts(folder)
-    except ValueError:
-        return None
-    whole = all(any((folder / part).glob("*")) for part in parts)
-    shards = [
-        folder / part / name
-        for part in parts
-        for listing in (folder / part).glob("*.index.json")
-        for name in set(json.loads(listing.read_text())["weight_map"].values())
-    ]
-    weighty = all(_has_weights(folder / part) for part, kind in parts.items() if _is_model(kind))
-    return folder if whole and weighty and all(path.exists() for path in shards) else None
+    return index.parent if pipeline_files.is_whole(index.parent) else None
 
 
 def _downloaded(model: str) -> Path:
@@ -183,24 +164,6 @@ def _downloaded(model: str) -> Path:
         ) from error
 
 
-def _parts(folder: Path) -> dict[str, str]:
-    """Sub-folder and class of each part of a pipeline. Raises ValueError."""
-    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    return {
-        name: value[1]
-        for name, value in index.items()
-        if isinstance(value, list) and len(value) == 2 and value[1] is not None
-    }
-
-
-def _is_model(kind: str) -> bool:
-    return not re.search(r"Tokenizer|Scheduler|Processor|FeatureExtractor", kind)
-
-
-def _has_weights(folder: Path) -> bool:
-    return any(p.suffix in (".safetensors", ".bin") and p.exists() for p in folder.glob("*"))
-
-
 # ---------------------------------------------------------------------------- about one, unloaded
 @dataclass(frozen=True)
 class Description:
@@ -212,9 +175,9 @@ class Description:
     def index(self) -> dict[str, Any]:
         """model_index.json. Raises BackendError."""
         try:
-            return dict(json.loads((self.folder / INDEX).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise BackendError(f"{self.folder / INDEX} cannot be read: {error}") from error
+            return pipeline_files.read_json(self.folder / INDEX)
+        except (OSError, ValueError) as error:
+            raise pipeline_files.damaged(self.folder, error) from error
 
     @cached_property
     def kind(self) -> Any:
@@ -251,30 +214,25 @@ class Description:
 
     @property
     def size(self) -> int:
-        """Width and height that the model was made for: 1024 where it does not say."""
+        """Width and height that the model was made for: 1024 where it does not say.
+
+        Raises BackendError.
+        """
         config = self.folder / "unet" / "config.json"
         if not config.is_file():
             return 1024
-        sample = json.loads(config.read_text(encoding="utf-8")).get("sample_size")
+        try:
+            sample = pipeline_files.read_json(config).get("sample_size")
+        except (OSError, ValueError) as error:
+            raise pipeline_files.damaged(self.folder, error) from error
         return sample * 8 if isinstance(sample, int) else 1024
 
     def identity(self) -> str:
-        """Changes with the weights, and stays when the folder is moved.
+        """Changes with the class, configurations and weights that are loaded. Raises BackendError.
 
-        The class, the configurations, and of each file of weights the name, the size and both ends.
+        It stays when the folder is moved, or files are put into it that nobody loads.
         """
-        digest = hashlib.sha256()
-        for path in sorted(self.folder.rglob("*")):
-            name = path.relative_to(self.folder)
-            hidden = any(part.startswith(".") for part in name.parts)
-            if hidden or path.suffix not in (".json", ".safetensors", ".bin", ".txt", ".model"):
-                continue
-            with path.open("rb") as file:
-                head = file.read(SAMPLED)
-                size = path.stat().st_size
-                file.seek(max(size - SAMPLED, 0))
-                digest.update(f"{name.as_posix()}\0{size}\0".encode() + head + file.read())
-        return f"{self.index.get('_class_name')}:{digest.hexdigest()[:32]}"
+        return f"{self.index.get('_class_name')}:{pipeline_files.identity(self.folder)}"
 
     def check(self, sampling: Sampling) -> None:
         """Raise UsageError for what this pipeline cannot do."""

@@ -341,7 +341,7 @@ def _watched(faces: Sequence[Face], mask: Mask | None, size: tuple[int, int]) ->
     start = 4
     for face in faces:
         end = start + len(augmentation.face_points([face]))
-        points = np.array(face.landmarks or [], float).reshape(-1, 2)
+        points = augmentation.landmark_points(face)
         first, start = end - len(points), end
         if len(points) and augmentation.landmarks_inside(points, size):
             x, y = np.minimum(points.astype(int), np.array(size) - 1).T

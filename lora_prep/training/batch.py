@@ -54,11 +54,13 @@ class LossBatch:
     timesteps: Int[Tensor, " B"] | Float[Tensor, " B"] | None = None
     """Index into the noise schedule (epsilon, v_prediction, sample)."""
     sigmas: Float[Tensor, " B"] | None = None
-    """Noise level from 0 to 1 (flow matching)."""
+    """Noise level from 0 to 1 (flow matching): of 1000 timesteps, timestep / 1000."""
     noisy: Float[Tensor, "B ..."] | None = None
     """The model's input x_t."""
     mask: Weights | None = None
+    """1 = train, 0 = ignore: divide 8-bit masks by 255. Checked on the CPU only."""
     face_mask: Weights | None = None
+    """1 on the face, 0 elsewhere; likewise."""
     is_prior: Bool[Tensor, " B"] | None = None
     """True for class images."""
     base_pred: Float[Tensor, "B ..."] | None = None

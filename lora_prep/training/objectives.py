@@ -14,7 +14,7 @@ device. SNR = a²/s².
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
@@ -22,7 +22,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lora_prep.errors import UsageError
-from lora_prep.training.shapes import ShapeError, as_float, per_sample, same_shape, shape
+from lora_prep.training.shapes import (
+    ShapeError,
+    as_float,
+    from_0_to_1,
+    per_sample,
+    same_shape,
+    shape,
+)
 
 Prediction = Literal["epsilon", "v_prediction", "sample", "flow_matching"]
 Density = Literal["uniform", "logit_normal"]
@@ -36,7 +43,8 @@ class Objective:
     """What the model predicts, and the noise schedule.
 
     `t` is, in every method, one value a sample, shaped (B,): for flow matching the noise level σ
-    from 0 to 1 in floating point; for the others the integer index into `alphas_cumprod`. An index
+    from 0 to 1 in floating point, which is timestep / 1000 where a scheduler or a pipeline counts
+    timesteps (checked on the CPU; a device would have to be waited for); for the others the integer index into `alphas_cumprod`. An index
     that is out of range is torch's own IndexError on the CPU and a device assertion on CUDA.
     """
 
@@ -45,6 +53,8 @@ class Objective:
     """ᾱ by timestep, falling. None for flow matching."""
     shift: float = 1.0
     """For flow matching: sampled noise levels are shifted by this (`shift_sigmas`)."""
+    _copies: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False)
+    """`alphas_cumprod` on each device that it was needed on."""
 
     def __post_init__(self) -> None:
         if self.prediction not in get_args(Prediction):
@@ -93,18 +103,19 @@ class Objective:
         """(a, s) of x_t = a·x0 + s·ε for each sample.
 
         Raises ShapeError unless `t` is (B,), UsageError where an index stands for a σ or the
-        other way round.
+        other way round, or a σ on the CPU is not from 0 to 1.
         """
         if t.ndim != 1:
             raise ShapeError(f"t is {shape(t)}: give one value a sample, shaped (B,)")
         if self.is_flow:
             if not t.is_floating_point():
                 raise UsageError("flow_matching takes sigmas from 0 to 1, not integer timesteps")
+            from_0_to_1(t, "sigma", "give timestep / 1000 where you have timesteps")
             sigma = as_float(t)
             return 1 - sigma, sigma
-        if t.is_floating_point() or t.dtype == torch.bool or self.alphas_cumprod is None:
+        if t.is_floating_point() or t.dtype == torch.bool:
             raise UsageError(f"{self.prediction} takes integer timesteps, not {t.dtype}")
-        alpha_bar = as_float(self.alphas_cumprod.to(t.device))[t]
+        alpha_bar = self._alphas(t.device)[t]
         return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -204,6 +215,17 @@ class Objective:
             raise UsageError(f"{self.prediction} needs alphas_cumprod")
         steps = len(self.alphas_cumprod)
         return (u * steps).long().clamp_max(steps - 1)
+
+    def _alphas(self, device: torch.device) -> Tensor:
+        """ᾱ there, in floating point: copied once, and without waiting for the device."""
+        if self.alphas_cumprod is None:
+            raise UsageError(f"{self.prediction} needs alphas_cumprod")
+        if device in self._copies:
+            return self._copies[device]
+        copy = as_float(self.alphas_cumprod.to(device, non_blocking=True))
+        if not torch.compiler.is_compiling():  # a compiled graph may reuse its tensors' memory
+            self._copies[device] = copy
+        return copy
 
     def _like(self, x: Tensor, t: Tensor, other: Tensor, name: str) -> tuple[Tensor, Tensor]:
         """(a, s), shaped to multiply with `x`, after checking the shapes."""

@@ -13,6 +13,10 @@ Weights: TypeAlias = Float[Tensor, "..."] | Bool[Tensor, "..."]
 """A mask: 1 = train, 0 = ignore, anything between is a weight."""
 
 
+ROUNDING = 1e-3
+"""How far a weight or a noise level may be outside of 0 to 1."""
+
+
 class ShapeError(UsageError, ValueError):
     """Tensors that do not fit together. Says which, their shapes, and what would fit."""
 
@@ -44,6 +48,19 @@ def per_sample(x: Tensor, batch: int, name: str) -> None:
         raise ShapeError(f"{name} is {shape(x)}: give one value a sample, shaped {batch}")
 
 
+def from_0_to_1(x: Tensor, name: str, hint: str) -> None:
+    """Raise UsageError where a value of `x` is not from 0 to 1, or NaN.
+
+    Only of tensors on the CPU, outside of torch.compile: on a device it would have to be waited
+    for, and there nothing is said.
+    """
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or not x.numel():
+        return
+    low, high = (float(v) for v in x.detach().aminmax())
+    if not (low >= -ROUNDING and high <= 1 + ROUNDING):
+        raise UsageError(f"{name} goes from {low:g} to {high:g}, not from 0 to 1: {hint}")
+
+
 def fit_mask(mask: Tensor, pred: Tensor, name: str = "mask") -> Tensor:
     """`mask` in floating point with as many dimensions as `pred`, broadcastable to it.
 
@@ -56,19 +73,22 @@ def fit_mask(mask: Tensor, pred: Tensor, name: str = "mask") -> Tensor:
     | (B,N,D) packed tokens | (B,N) |
 
     Not expanded: a (B,1,h,w) mask is never written out over the channels.
-    Raises ShapeError, and UsageError for integers: 0..255 or 0..1 is not for us to guess.
+    Raises ShapeError; UsageError for integers, since 0..255 or 0..1 is not for us to guess, and
+    for values beyond 0 to 1 (`from_0_to_1`: only on the CPU).
     """
     if not mask.is_floating_point() and mask.dtype != torch.bool:
         raise UsageError(
             f"{name} is {mask.dtype}: give weights from 0 to 1 in floating point, or bool "
             "(resize_mask makes them of 8-bit masks)"
         )
+    if mask.is_floating_point():
+        from_0_to_1(mask, name, "divide an 8-bit mask by 255 (resize_mask does, given uint8)")
     view = mask
     if pred.ndim in (4, 5) and mask.ndim == 2:
         view = mask.reshape(1, *[1] * (pred.ndim - 3), *mask.shape)
     elif pred.ndim in (4, 5) and mask.ndim == 3:
         view = mask.reshape(mask.shape[0], *[1] * (pred.ndim - 3), *mask.shape[1:])
-    elif pred.ndim == 5 and mask.ndim == 4:
+    elif pred.ndim == 5 and mask.ndim == 4 and mask.shape[1] == 1:
         view = mask.unsqueeze(2)
     elif pred.ndim == 3 and mask.ndim == 2:
         view = mask.unsqueeze(-1)
@@ -78,7 +98,7 @@ def fit_mask(mask: Tensor, pred: Tensor, name: str = "mask") -> Tensor:
         hint = {
             3: "(B,N,1) or (B,N); pack_mask packs an image's mask",
             4: "(B,1,h,w), (B,h,w) or (h,w); resize_mask brings it to latent size",
-            5: "(B,1,1,h,w) or (B,1,h,w); resize_mask brings it to latent size",
+            5: "(B,1,h,w), or (B,1,T,h,w) for each frame its own; resize_mask brings it to latent size",
         }.get(pred.ndim, "one that broadcasts")
         raise ShapeError(
             f"{name} is {shape(mask)} and does not fit pred, {shape(pred)}: give {hint}"

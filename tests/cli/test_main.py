@@ -1,4 +1,5 @@
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -109,7 +110,7 @@ def test_every_command_has_examples_that_parse(
     examples = [line.strip() for line in epilog.splitlines() if line.startswith("  lora-prep ")]
     assert examples, epilog
     for example in examples:
-        called, *args = shlex.split(example.partition("   ")[0].removeprefix("lora-prep "))
+        called, *args = shlex.split(re.split("   | > ", example)[0].removeprefix("lora-prep "))
         if isinstance(command(called), click.Group):
             called, args = f"{called} {args[0]}", args[1:]
         assert called.startswith(name)

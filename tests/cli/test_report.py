@@ -101,19 +101,22 @@ def test_fewer_and_smaller_pictures_make_a_smaller_file(root: Path, lora_prep: R
     assert len(set(sizes)) == 3
 
 
-def test_the_erosion_is_that_of_the_configuration(
+def test_the_erosion_is_the_recorded_one_or_that_of_the_configuration(
     root: Path, lora_prep: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (root / "masks").rename(root / "old masks")
     embedded = ("--preset", "embedded", "--min-face", "100000", "--no-face", "white")
-    lora_prep("masks", root, *embedded)
+    lora_prep("masks", root, *embedded, "--erode", "4%")
+    journal = root / ".lora-prep" / "masks.jsonl"
     (root / "lora-prep.toml").write_text('[masks]\nerode = "5%"\n')
 
     def erosions(*more: object) -> set[str]:
         document = json.loads(lora_prep("report", root, "--json", *more).stdout)
         return {image["erosion"] for image in document["images"]}
 
-    assert erosions() == {"5%"}
+    assert erosions() == {"4%"}
+    journal.write_text(journal.read_text().replace('"erode":"4%"', '"old":1'))
+    assert erosions() == {"5%"}  # masks of an older lora-prep, which did not record it
     assert erosions("--erode", "3%") == {"3%"}
     assert "is no margin" in lora_prep("report", root, "--erode", "much", code=2).output
 

@@ -1,7 +1,7 @@
 """`lora-prep train` as a user runs it, on real, tiny pipelines of every family."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,15 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def world(models: Path, tmp_path: Path) -> Path:
     (tmp_path / "models").symlink_to(models, target_is_directory=True)
     return made.pictures(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Threads of so small a model only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def written(world: Path, values: dict[str, Any]) -> Path:

@@ -58,4 +58,6 @@ def test_every_step_works(
     faults = [f.fault for f in check(Dataset.at(data), "ohwx")]
     assert set(faults) == {"duplicate"}  # the template gives all of them the same
     assert re.search(rf"^masks +{len(SEEDS)}", said["status"], re.M)
+    assert (data / "report.html").stat().st_size > 10_000
+    assert (tmp_path / "ada" / "train" / "TRAIN.md").exists()
     assert {p.name: p.read_bytes() for p in (tmp_path / "photos").iterdir()} == before

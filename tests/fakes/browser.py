@@ -23,11 +23,10 @@ ARGUMENTS = (
 def browser(width: int = 1280, height: int = 800) -> Iterator[BrowserContext]:
     """A browser with one empty page; what pages log as errors is an error here, see `watched`."""
     found = shutil.which("chromium") or shutil.which("chromium-browser")
-    assert found, "these tests need Debian's chromium: apt-get install chromium"
     with tempfile.TemporaryDirectory() as profile, sync_playwright() as playwright:
         context = playwright.chromium.launch_persistent_context(
             profile,
-            executable_path=found,
+            executable_path=found,  # None: the one that `playwright install chromium` fetched
             args=list(ARGUMENTS),
             viewport={"width": width, "height": height},
         )

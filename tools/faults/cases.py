@@ -1,5 +1,6 @@
 """The stages to disturb, each on a data set of a few tiny images."""
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +29,11 @@ class Case:
     def command(self, data: Path) -> list[str]:
         """The arguments for one data set."""
         return [self.name, *(a.replace("DATA", str(data)) for a in self.arguments), "-q"]
+
+    def names(self, data: Path) -> list[str]:
+        """What lies in the output folders under a final name; a run may be going on."""
+        listed = (found for folder in self.outputs for found in os.walk(data / folder))
+        return [name for _, _, files in listed for name in files if not name.startswith(".")]
 
     def made(self, data: Path) -> dict[str, bytes]:
         """Everything that lies in the output folders, by its path."""

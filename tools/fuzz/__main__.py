@@ -20,7 +20,7 @@ def at_random(name: str, reader: Reader, *, seed: int, count: int) -> int:
     done = 0
     seeds = reader.seeds()
     for number, good in enumerate(seeds):
-        for data in mutations(good, seed + number, count // len(seeds)):
+        for data in mutations(good, seed + number, count // len(seeds), reader.mend):
             try:
                 reader(data)
             except BaseException:

@@ -7,6 +7,7 @@ more memory or time than the input justifies.
 import json
 import struct
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ class Reader:
     seeds: Callable[[], Sequence[bytes]]
     """Good files."""
     refusals: tuple[type[BaseException], ...] = (LoraPrepError,)
+    mend: Callable[[bytes], bytes] = bytes
+    """Makes checksums and lengths right again, so that damage gets past them."""
 
     def __call__(self, data: bytes) -> object:
         """Read, and pass over a refusal."""
@@ -108,7 +111,7 @@ def _configurations() -> list[bytes]:
     return [
         b'[dataset]\nimages = "data/faces"\nmasks = "data/masks"\nrecursive = true\n',
         b'[masks]\nregion = "head"\nmin-face = 48\n[augment]\ncount = 3\nmin-kept = 0.5\n',
-        b"[train]\na = [[1, 2], { b = 1979-05-27T07:32:00Z }]\n",
+    XX
     ]
 
 
@@ -127,6 +130,22 @@ def _loras() -> list[bytes]:
         file({"lora_adapter_metadata": "{}"}, f"{place}A.weight", f"{place}B.weight"),
         file({}, f"{kohya}lora_down.weight", f"{kohya}lora_up.weight"),
     ]
+
+
+# ---------------------------------------------------------------------------- mending
+def _mended_png(data: bytes) -> bytes:
+    chunks, at = [data[:8]], 8
+    while at + 12 <= len(data) and data[:4] == b"\x89PNG":
+        end = at + 8 + int.from_bytes(data[at : at + 4], "big")
+        chunks.append(data[at:end] + zlib.crc32(data[at + 4 : end]).to_bytes(4, "big"))
+        at = end + 4
+    return b"".join(chunks) if len(chunks) > 1 else data
+
+
+def _mended_safetensors(data: bytes) -> bytes:
+    """The header's length, taken to be up to the last closing brace."""
+    end = data.rfind(b"}") + 1 or len(data)
+    return struct.pack("<Q", max(end - 8, 0)) + data[8:]
 
 
 # ---------------------------------------------------------------------------- the readers
@@ -155,12 +174,14 @@ def _journal(path: Path) -> None:
 
 
 def _configuration(path: Path) -> None:
+    from click import Context
+
     from lora_prep.cli import main
     from lora_prep.cli.config import ConfiguredCommand, option_defaults, read_config
 
     config = read_config(path)
     for name in config.commands:
-        command = main.get_command(None, name)  # type: ignore[arg-type]
+        command = main.get_command(Context(main), name)
         if isinstance(command, ConfiguredCommand):
             option_defaults(config, command)
 
@@ -179,9 +200,9 @@ def _header(path: Path) -> None:
 
 
 READERS = {
-    "image": Reader(_picture, _pictures),
-    "mask": Reader(_mask, _masks),
-    "embeddings": Reader(_in_a_file("embeddings.safetensors", read_embeddings), _embeddings),
+    "image": Reader(_picture, _pictures, mend=_mended_png),
+    "mask": Reader(_mask, _masks, mend=_mended_png),
+    "embeddings": Reader(_in_a_file("embeddings.safetensors", read_embeddings), _embeddings, mend=_mended_safetensors),
     "journal-line": Reader(Entry.from_line, _lines, NOT_AN_ENTRY),
     "journal": Reader(_in_a_file("masks.jsonl", _journal), _lines),
     "faces": Reader(FaceRecord.from_bytes, _records, (KeyError, TypeError, ValueError)),
@@ -191,8 +212,8 @@ READERS = {
         (ValueError, KeyError, TypeError, AttributeError, RecursionError),
     ),
     "config": Reader(_in_a_file("lora-prep.toml", _configuration), _configurations),
-    "lora-header": Reader(_in_a_file("h.safetensors", _header), _loras),
-    "lora": Reader(_in_a_file("lora.safetensors", _lora), _loras),
+    "lora-header": Reader(_in_a_file("h.safetensors", _header), _loras, mend=_mended_safetensors),
+    "lora": Reader(_in_a_file("lora.safetensors", _lora), _loras, mend=_mended_safetensors),
 }
 
 
@@ -204,10 +225,12 @@ HOSTILE = (
 """What readers trip over."""
 
 
-def mutations(data: bytes, seed: int, count: int) -> Iterator[bytes]:
-    """Damaged copies: bytes changed, cut, repeated, and hostile words in place of numbers."""
+def mutations(
+    data: bytes, seed: int, count: int, mend: Callable[[bytes], bytes] = bytes
+) -> Iterator[bytes]:
+    """Damaged copies: bytes changed, cut, repeated, hostile words; every other one mended."""
     rng = np.random.default_rng(seed)
-    for _ in range(count):
+    for number in range(count):
         copy = bytearray(data)
         for _ in range(rng.integers(1, 4)):
             at = int(rng.integers(0, len(copy) + 1))
@@ -221,4 +244,4 @@ def mutations(data: bytes, seed: int, count: int) -> Iterator[bytes]:
                     copy[at:at] = copy[at : at + 16]
                 case _:
                     del copy[at : at + 4 * length]
-        yield bytes(copy)
+        yield mend(bytes(copy)) if number % 2 else bytes(copy)
