@@ -82,6 +82,7 @@ bench: install
 	$(BIN)/python -m benchmarks.identity --repeats 2
 	$(BIN)/python -m benchmarks.learning
 	$(BIN)/python -m benchmarks.scale
+	$(BIN)/python -m tools.faults
 
 clean:
 	rm -rf demo build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -6,8 +6,9 @@ time that reading and writing each tensor once takes at the bandwidth of a copy 
 same run. The bound counts prediction and target read, and for backward the gradient written as
 well (the prediction and the target read again).
 
-On CUDA all of it is run once under `torch.cuda.set_sync_debug_mode("error")` before: whatever
-would wait for the device fails there.
+On CUDA all of it, the noising by a schedule that lies on the CPU, and the identity term with a
+reference there are run once under `torch.cuda.set_sync_debug_mode("error")` before: whatever would
+wait for the device fails there.
 """
 
 import os
@@ -16,6 +17,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import click
 import torch
@@ -27,6 +29,7 @@ from lora_prep.training import (
     LossBatch,
     LossSum,
     Masked,
+    Objective,
     PriorPreservation,
     diffusion_loss,
     face_weighted_loss,
@@ -34,6 +37,8 @@ from lora_prep.training import (
     masked_loss,
     prior_preservation_loss,
 )
+
+RECOGNISER = Path(__file__).parents[1] / "tests" / "assets" / "tiny_faces" / "rec_tiny.onnx"
 
 Step = Callable[[Tensor], Tensor]
 
@@ -168,6 +173,32 @@ def prove_no_sync(steps: dict[str, Step], pred: Tensor) -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
+def beside(device: torch.device) -> dict[str, Step]:
+    """What copies from the CPU: `Objective` its schedule, the identity term its reference."""
+    from lora_prep.training.identity import IdentityInputs, IdentityTerm, load_recogniser
+    from lora_prep.training.identity.align import TEMPLATE
+
+    recogniser = load_recogniser(RECOGNISER, check=False, device=device)
+    objective = Objective("epsilon", torch.linspace(0.99, 0.01, 1000))
+    term = IdentityTerm(recogniser, lambda z: F.pixel_shuffle(z, 2), factor=2)
+    losses = LossSum({"identity": (1.0, term)})
+    host, reference = torch.full((8,), 100), torch.randn(128)
+    t, size = host.to(device), (8, 12, 64, 64)
+    x0, noise = torch.randn(2, *size).to(device)
+    landmarks = torch.tensor(TEMPLATE).expand(8, -1, -1)
+
+    def step(_: Tensor) -> Tensor:
+        noisy = objective.add_noise(x0, noise, t)
+        pred = noise.clone().requires_grad_()
+        inputs = IdentityInputs(landmarks, reference, t=host)
+        batch = LossBatch(
+            pred, noise, objective=objective, timesteps=t, noisy=noisy, identity=inputs
+        )
+        return losses(batch).total
+
+    return {"noising and identity": step}
+
+
 def row(what: str, how: str, times: tuple[float, float], bounds: tuple[float, float]) -> str:
     cells = [f"{1e3 * t:.3f} ms | {t / b:.1f}" for t, b in zip(times, bounds, strict=True)]
     return f"| {what} | {how} | {' | '.join(cells)} |"
@@ -196,7 +227,7 @@ def main(device: str, shape: str, dtype: str, threads: int, enough: float) -> No
         f"{name}, torch {torch.__version__}, {shape} {dtype}, {pred.nbytes / 1e6:.1f} MB a tensor"
     )
     if cuda:
-        prove_no_sync(mine, pred)
+        prove_no_sync({**mine, **beside(where)}, pred)
         print('no host synchronisation: ran under torch.cuda.set_sync_debug_mode("error")')
     else:
         print(f"{threads} thread(s), load average before: {os.getloadavg()[0]:.1f}")

@@ -166,20 +166,21 @@ class Attempt:
             replaces = path if existing and existing.ours else None
             outputs[self.relative(path)] = Stamp.of_output(data, part, replaces)
             parts.append((part, path, existing.sha256 if existing else ""))
-        earlier = {} if item.folder else _written(checked.task.previous)
+        former = {self.relative(path) for path in item.former}
+        earlier = {p: s for p, s in _written(checked.task.previous).items() if p not in former}
         entry = Entry(
             item.key,
             Status.DONE,
             self._fingerprint(checked.inputs),
             checked.inputs,
-            {**earlier, **outputs},
+            outputs if item.folder else {**earlier, **outputs},
             info=saved.info,
             warnings=saved.warnings,
         )
         superseded = tuple(
             (path, existing.sha256)
             for path, existing in checked.found.items()
-            if item.folder and existing.ours and path not in paths
+            if path not in paths and (existing.ours or path in item.former)
         )
         return Finished(item, entry, Status.DONE, tuple(parts), superseded=superseded)
 
@@ -197,7 +198,8 @@ class Attempt:
         warnings: tuple[str, ...] = (),
         code: str = "",
     ) -> Finished:
-        left = [self.relative(p) for p in task.item.outputs if os.path.exists(p)]  # noqa: PTH110 never raises
+        places = (*task.item.outputs, *self._former(task))
+        left = [self.relative(p) for p in places if os.path.exists(p)]  # noqa: PTH110 never raises
         if left and status in (Status.FAILED, Status.SKIPPED):
             warnings = (*warnings, f"an older result is still there: {', '.join(left)}")
         inputs = checked.inputs if checked else {}
@@ -219,12 +221,12 @@ class Attempt:
         return self._ended(task, Status.KEPT, None, message, code="kept")
 
     def _outputs_found(self, task: Task) -> dict[Path, Existing] | None:
-        """The outputs that exist; None where one of them is not ours to replace.
+        """The outputs that exist, and the former ones; None where one is not ours to replace.
 
         Raises ItemError where another item, whose input still exists, writes to the same path.
         """
         found: dict[Path, Existing] = {}
-        for path in task.item.outputs:
+        for path in (*task.item.outputs, *self._former(task)):
             try:
                 existing = self._existing(task, path)
             except OSError as error:
@@ -237,6 +239,15 @@ class Attempt:
                 return None
             found[path] = existing
         return found
+
+    def _former(self, task: Task) -> list[Path]:
+        """The files that this item wrote under other settings, where they lie yet."""
+        written = _written(task.previous)
+        return [
+            path
+            for path in task.item.former
+            if self.relative(path) in written and os.path.exists(path)  # noqa: PTH110 never raises
+        ]
 
     def _existing(self, task: Task, path: Path) -> Existing | None:
         relative = self.relative(path)
@@ -321,6 +332,8 @@ class Attempt:
         if previous.status is Status.SKIPPED:
             return True
         written = {path: previous.outputs.get(self.relative(path)) for path in item.outputs}
+        if any(path in found for path in item.former):
+            return False
         return previous.status is Status.DONE and all(
             stamp is not None and path in found and found[path].sha256 == stamp.sha256
             for path, stamp in written.items()

@@ -93,7 +93,7 @@ def read_pipeline(path: Path) -> Pipeline:
         value = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
     except OSError as error:
         raise UsageError(f"cannot read the pipeline {path}: {error.strerror}") from error
-    except ValueError as error:  # of both formats, and of bytes that are no text
+    except (ValueError, RecursionError) as error:  # of both formats, and of bytes that are no text
         raise UsageError(f"the pipeline {path} is neither TOML nor JSON: {error}") from error
     if isinstance(value, dict) and list(value) == ["pipeline"]:
         value = value["pipeline"]

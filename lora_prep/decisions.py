@@ -16,7 +16,7 @@ from pathlib import Path
 from lora_prep import imageio
 from lora_prep.dataset import Dataset, Sample
 from lora_prep.errors import DatasetError
-from lora_prep.journal import Entry, Journal, Stamp, exclusive
+from lora_prep.journal import NOT_AN_ENTRY, Entry, Journal, Stamp, exclusive
 from lora_prep.types import Json, Status
 
 FILE_NAME = "review.json"
@@ -69,15 +69,17 @@ class Decision:
 
     @classmethod
     def from_json(cls, value: Json) -> "Decision":
-        """What `to_json` gave. Raises KeyError, TypeError or ValueError on anything else."""
-        verdict, mask = value["verdict"], value["mask"]
+        """What `to_json` gave. Raises one of `NOT_AN_ENTRY` on anything else."""
+        verdict, mask, made = value["verdict"], value["mask"], str(value.get("made", ""))
+        if made:
+            Entry.from_line(made)
         return cls(
             None if verdict is None else Verdict(verdict),
             bool(value["edited"]),
             _stamp(value["image"]),
             None if mask is None else _stamp(mask),
             str(value["when"]),
-            str(value.get("made", "")),
+            made,
         )
 
 
@@ -151,7 +153,7 @@ def _load(file: Path) -> dict[str, Decision]:
         return {}
     except OSError as error:
         raise DatasetError(f"cannot read {file}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except NOT_AN_ENTRY as error:
         raise DatasetError(
             f"{file} is not what lora-prep wrote: mend it, or move it away to start over"
         ) from error

@@ -120,6 +120,7 @@ def run(
 def plan(stage: Stage, root: Path, *, force: bool = False) -> Iterator[Outcome]:
     """What `run` would do, item by item, without a model: DONE stands for an item to be made.
 
+    The code of such an item is `other-settings` if it was last worked on with others than these.
     Writes nothing. Whether an item would fail in the model is not known beforehand.
     """
     attempt = Attempt(stage, root, force=force)
@@ -129,11 +130,13 @@ def plan(stage: Stage, root: Path, *, force: bool = False) -> Iterator[Outcome]:
             if path.exists():
                 journal = stack.enter_context(Journal(path, read_only=True, base=journal))
         for item in stage.items():
-            match attempt.check(_task(item, journal, attempt)):
+            task = _task(item, journal, attempt)
+            match attempt.check(task):
                 case Finished() as finished:
                     yield _outcome(finished)
                 case _:
-                    yield Outcome(item.key, Status.DONE)
+                    same = task.previous is None or attempt.suits(task.previous)
+                    yield Outcome(item.key, Status.DONE, code="" if same else "other-settings")
 
 
 @contextmanager
@@ -204,9 +207,12 @@ def _task(item: Item, journal: Journal | None, attempt: Attempt) -> Task:
         return Task(item, None)
     previous = journal.get(item.key)
     if item.folder and previous:
-        item = replace(item, outputs=tuple(attempt.root / path for path in previous.outputs))
-    outputs = [attempt.relative(path) for path in item.outputs]
-    return Task(item, previous, journal.writers(item.key, outputs))
+        # Whatever a journal says: what lies elsewhere is no output of this item.
+        outputs = (Path(os.path.normpath(attempt.root / path)) for path in previous.outputs)
+        folder = Path(os.path.normpath(item.folder))
+        item = replace(item, outputs=tuple(p for p in outputs if p.parent == folder))
+    relative = [attempt.relative(path) for path in item.outputs]
+    return Task(item, previous, journal.writers(item.key, relative))
 
 
 def _tasks(

@@ -26,6 +26,9 @@ class Item:
     folder: Path | None = None
     """Where its files go, if their names depend on what is in them: then `Saved` decides on them,
     the journal remembers, and files of ours under an earlier name give way to the new ones."""
+    former: tuple[Path, ...] = ()
+    """Where this item's files lay under other settings. What it wrote there gives way to `outputs`;
+    what others wrote there is none of its business."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,7 @@ def steps(dataset: Dataset) -> Iterator[Step]:
         if path.exists():
             with Journal(path, read_only=True) as journal:
                 step.items.extend(_standing(entry, dataset.root, name) for entry in journal)
-                step.items.extend(_not_begun(journal, dataset, masks=name == masks))
+                step.items.extend(_not_begun(journal, dataset, name, masks=name == masks))
         else:
             step.items.extend(
                 Standing(
@@ -79,6 +79,10 @@ def steps(dataset: Dataset) -> Iterator[Step]:
 
 
 CHAIN = ("normalize", "detect", "masks", "embed", "augment", "priors")
+
+OF_IMAGES = ("detect", "masks", "embed", "augment")
+"""Steps whose items are the data set's images; a reference picture may lie elsewhere. The others
+work on what lies beside the sources that they have had."""
 
 
 def _order(name: str) -> int:
@@ -123,16 +127,19 @@ def _sources(entry: Entry) -> list[str]:
     return [path for path in entry.inputs or (entry.key,) if is_image(path)]
 
 
-def _not_begun(journal: Journal, dataset: Dataset, *, masks: bool) -> Iterator[Standing]:
-    """Images that lie beside those of the journal and have no entry in it."""
+def _not_begun(journal: Journal, dataset: Dataset, step: str, *, masks: bool) -> Iterator[Standing]:
+    """Images that have no entry in the journal yet."""
     known = {path for entry in journal for path in _sources(entry)[:1]}
+    if step.startswith(OF_IMAGES):
+        for sample in dataset:
+            key = dataset.key(sample.image)
+            if key not in known:
+                made = masks and sample.mask.exists()
+                yield Standing(key, State.BY_HAND if made else State.MISSING)
+        return
     for folder in sorted({os.path.dirname(path) for path in known}):  # noqa: PTH120 a key
         place = dataset.root / folder
-        if not place.is_dir():
-            continue
-        for name in sorted(os.listdir(place)):  # noqa: PTH208
+        for name in sorted(os.listdir(place)) if place.is_dir() else ():  # noqa: PTH208
             key = f"{folder}/{name}" if folder else name
-            if key in known or name.startswith(".") or not is_image(name):
-                continue
-            made = masks and (dataset.masks / Path(name).with_suffix(".png")).exists()
-            yield Standing(key, State.BY_HAND if made else State.MISSING)
+            if key not in known and not name.startswith(".") and is_image(name):
+                yield Standing(key, State.MISSING)

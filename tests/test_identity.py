@@ -1,3 +1,5 @@
+import tracemalloc
+
 import cv2
 import numpy as np
 import pytest
@@ -89,8 +91,17 @@ class TestOutliers:
         assert not found.unlike.any()
 
 
+def groups(pairs):
+    """The sets of images that the pairs link."""
+    found = {}
+    for a, b in pairs:
+        both = found.get(a, frozenset([a])) | found.get(b, frozenset([b]))
+        found.update(dict.fromkeys(both, both))
+    return set(found.values())
+
+
 class TestNearDuplicates:
-    def test_all_pairs_that_are_alike_in_both_are_found_and_no_other(self):
+    def test_all_that_are_alike_in_both_are_linked_and_no_other(self):
         rng = np.random.default_rng(3)
         n = 300
         vectors = around(0, n, 0.35, rng)
@@ -102,17 +113,26 @@ class TestNearDuplicates:
         found = identity.near_duplicates(vectors, hashes, rows)
         apart = np.bitwise_count(hashes[:, None] ^ hashes[None])
         cosines = vectors @ vectors.T
-        expected = [
-            (int(a), int(b))
-            for a in rows
-            for b in rows
-            if a < b
-            and apart[a, b] <= identity.SAME_PICTURE
-            and cosines[a, b] >= identity.SAME_VIEW
-        ]
-        assert [(a, b) for a, b, _ in found] == expected
-        assert len(expected) > 20
+        alike = (apart <= identity.SAME_PICTURE) & (cosines >= identity.SAME_VIEW)
+        pairs = [(int(a), int(b)) for a in rows for b in rows if a < b and alike[a, b]]
+        assert groups(pairs) == groups([(a, b) for a, b, _ in found])
+        assert len(found) == sum(len(group) - 1 for group in groups(pairs))
+        assert {(a, b) for a, b, _ in found} <= set(pairs)
+        assert found == sorted(found)
+        assert len(found) > 20
         assert all(cosine == pytest.approx(cosines[a, b], abs=1e-5) for a, b, cosine in found)
+
+    def test_many_copies_take_little_memory_and_are_one_group(self):
+        n = 3000  # 4.5 million pairs, 9 GB of their vectors
+        vectors = np.ones((n, 256), np.float32) / 16
+        hashes = np.full(n, 77, np.uint64)
+        tracemalloc.start()
+        found = identity.near_duplicates(vectors, hashes, np.arange(n))
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert len(found) == n - 1
+        assert groups([(a, b) for a, b, _ in found]) == {frozenset(range(n))}
+        assert peak < 100e6
 
     def test_the_same_backdrop_is_not_enough_nor_is_the_same_face(self):
         vectors = unit([1, 0], [0, 1], [1, 0.1])

@@ -133,7 +133,8 @@ class Augmenter:
         try:
             made = compose(
                 **given,
-                keypoints=points - 0.5,  # it counts from the centre of the first pixel, `Points` do not
+                keypoints=points
+                - 0.5,  # it counts from the centre of the first pixel, `Points` do not
                 numbers=np.arange(len(points)),
             )
         except MemoryError:

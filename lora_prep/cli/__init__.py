@@ -68,6 +68,13 @@ class Commands(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Read the command line; an interrupt ends it as it ends a command."""
+        try:
+            return super().make_context(*args, **kwargs)
+        except KeyboardInterrupt:
+            sys.exit(128 + signal.SIGINT)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; the one place where lora-prep's errors become messages and exit code 2."""
         warnings.filterwarnings("ignore", module="PIL")  # it warns of what we report by name

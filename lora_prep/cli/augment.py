@@ -119,7 +119,7 @@ def command(
     masks before). The same seed gives the same files. A variant that lost the face is drawn again.
     """
     from lora_prep.augmentation import PRESETS, as_pipeline, read_pipeline
-    from lora_prep.cli.console import run_stage
+    from lora_prep.cli.console import name, run_stage
     from lora_prep.dataset import Dataset
     from lora_prep.errors import UsageError
     from lora_prep.stages.augment import AugmentImages, with_flip
@@ -150,6 +150,15 @@ def command(
         min_kept=min_kept,
         tries=tries,
     )
+    surplus = stage.surplus()
+    if surplus and not running.quiet:
+        listed = ", ".join(map(name, surplus[:3])) + (", ..." if len(surplus) > 3 else "")
+        click.echo(
+            f"note: {len(surplus)} variants more than -n {stage.count} asks for are in "
+            f"{name(str(stage.made.images))} ({listed}): trainers use them all. They are left as "
+            "they are, whatever else changes; delete what you do not want",
+            err=True,
+        )
     run_stage(
         stage,
         dataset.root,

@@ -156,7 +156,7 @@ def read_config(path: Path) -> Config:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, or far too long a number
         raise UsageError(f"{path} is not valid TOML: {error}") from error
     known = ("dataset", *(name for name in COMMANDS if name not in WITHOUT_TABLE))
     for name, value in values.items():

@@ -91,7 +91,7 @@ def command(
     looked at again. `lora-prep masks --faces reference` then masks the person meant alone.
     The vectors are biometric data: have the person's consent.
     """
-    from lora_prep.cli.console import run_stage
+    from lora_prep.cli.console import run_stage, short
     from lora_prep.dataset import Dataset
     from lora_prep.stages import embed
 
@@ -116,7 +116,11 @@ def command(
         from lora_prep.types import Status
 
         failed = {outcome.key for outcome in outcomes if outcome.status is Status.FAILED}
-        embeddings = embed.finish(stage, failed)
+        interrupted = len(outcomes) < len(stage)
+        embeddings = embed.finish(stage, failed, interrupted=interrupted)
+        if embeddings is None:
+            left = f"{short(dataset.embeddings)}: left as it was, since the run was interrupted"
+            return {}, iter(() if running.quiet else (left,))
         found = survey(embeddings)
         lines = iter(()) if running.quiet else report(embeddings, found, verbose=running.verbose)
         return document(embeddings, found), lines

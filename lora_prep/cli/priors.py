@@ -136,6 +136,7 @@ def command(
     place = Place.at(images, out)
     check_places(place.out, place.root, place.images, source)
     stage: Any
+    finish = None
     if source:
         if count is not None:
             raise click.UsageError(
@@ -147,13 +148,22 @@ def command(
         stage = AdoptPriors(place.out, place.root, Path(os.path.abspath(source)), detector)  # noqa: PTH100
     else:
         stage = _drawn(place, class_name, count or COUNT, detector, **drawing)
+        planned = _to_make(stage, place, force=running.force)
         if not running.as_json and not running.quiet:
-            _announce(stage, place, force=running.force)
+            _announce(stage, place, planned)
+        if not running.force and not running.dry_run:
+            _refuse_to_replace(stage, planned)
+        if running.executor != "local":
+
+            def finish(outcomes: Any) -> Any:
+                return {}, _redrawn(stage, place, whole=len(outcomes) == len(stage))
+
     run_stage(
         stage,
         place.root,
         place.out,
         running,
+        finish=finish,
     )
 
 
@@ -242,14 +252,53 @@ def _drawn(
     )
 
 
-def _announce(stage: Any, place: Place, *, force: bool) -> None:
-    """What it will cost, and whether it is likely to pay; on stderr."""
-    from lora_prep import priors
+def _to_make(stage: Any, place: Place, *, force: bool) -> set[str]:
+    """Keys of the images that are to be drawn."""
     from lora_prep.run import plan
     from lora_prep.types import Status
 
     planned = plan(stage, place.root, force=force)
-    keys = {outcome.key for outcome in planned if outcome.status is Status.DONE}
+    return {outcome.key for outcome in planned if outcome.status is Status.DONE}
+
+
+def _refuse_to_replace(stage: Any, planned: set[str]) -> None:
+    """Raise UsageError where images that took hours would be lost by a changed setting."""
+    replaced = planned & set(stage.present.values())
+    if replaced:
+        raise click.UsageError(
+            f"{len(replaced)} class images in {stage.out} were drawn with another model or other "
+            "settings (class, prompts, size, steps, seed, ...), and would be replaced. Give the "
+            "settings of then to keep them, --out for another folder, or --force to draw them again"
+        )
+
+
+def _redrawn(stage: Any, place: Place, *, whole: bool) -> list[str]:
+    """Lines on the images that several workers drew alike: only the first of them may stay.
+
+    The others are drawn again by one worker, who sees all; after an interrupt by the next run.
+    """
+    from lora_prep.errors import DatasetError
+    from lora_prep.executors.local import LocalExecutor
+    from lora_prep.run import run
+    from lora_prep.types import Status
+
+    removed = stage.remove_repeated()
+    if not removed or not whole:
+        return []
+    report = run(stage, place.root, executor=LocalExecutor(1))
+    failed = report.counts[Status.FAILED]
+    if failed:
+        raise DatasetError(
+            f"{failed} class images are missing: {report.problems[0].message}. Run the same "
+            "command again without --executor"
+        )
+    return [f"{len(removed)} images that workers drew alike were drawn again"]
+
+
+def _announce(stage: Any, place: Place, keys: set[str]) -> None:
+    """What it will cost, and whether it is likely to pay; on stderr."""
+    from lora_prep import priors
+
     to_make = len(keys)
     sampling, suffix = stage.sampling, f".{stage.format}"
     if stage.foreign:

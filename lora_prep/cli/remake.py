@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lora_prep.cli.config import META, Config
+
 if TYPE_CHECKING:
     from lora_prep.dataset import Dataset
     from lora_prep.types import Json
@@ -18,12 +20,15 @@ if TYPE_CHECKING:
 def remake(dataset: "Dataset", stale: Sequence[str], *, dry_run: bool) -> bool:
     """Run `lora-prep masks` with the configuration's settings, where it would make just these.
 
-    The journal has the settings only as a hash. If those of the configuration would make other
-    masks anew as well, they are not the ones that were used: then the command is only named. Paths
-    are relative to the data set's root. Returns whether masks were made.
+    The journal has the settings only as a hash. If that of the configuration's is another, or if
+    they would make other masks as well, the command is only named. The configuration is that of the
+    command that is running. Paths are relative to the data set's root. Returns whether masks were
+    made.
     """
     command = [sys.executable, "-m", "lora_prep", "masks", str(dataset.images)]
     command += ["--out", str(dataset.masks), *(["--recursive"] * dataset.recursive)]
+    config: Config = click.get_current_context().meta.get(META, Config())
+    command += ["--config", str(config.path)] if config.path else []
     plan = _run([*command, "--dry-run", "--json"])
     count = f"{len(stale)} stale mask{'s' * (len(stale) != 1)}"
     if plan is None or not _makes_only(plan, dataset, stale):
@@ -42,10 +47,11 @@ def remake(dataset: "Dataset", stale: Sequence[str], *, dry_run: bool) -> bool:
 
 
 def _makes_only(plan: "Json", dataset: "Dataset", stale: Sequence[str]) -> bool:
-    """Whether a plan makes stale masks anew and leaves finished ones alone."""
-    wanted = set(stale)
-    made = {_mask_of(dataset, item["key"]) for item in plan["items"] if item["status"] == "done"}
-    return bool(made) and made <= wanted
+    """Whether a plan makes stale masks anew, as they were made, and leaves all others alone."""
+    items = [item for item in plan["items"] if item["status"] == "done"]
+    made = {_mask_of(dataset, item["key"]) for item in items}
+    same = all(item["code"] != "other-settings" for item in items)
+    return bool(made) and made <= set(stale) and same
 
 
 def _mask_of(dataset: "Dataset", key: str) -> str:

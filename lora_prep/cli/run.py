@@ -93,6 +93,7 @@ def command(
     is left alone. Each step is the command of that name, with its settings from the configuration.
     """
     from lora_prep import pipeline
+    from lora_prep.cli.console import SCHEMA
 
     data = options.required(images)
     config: Config = ctx.meta.get(META, Config())
@@ -101,6 +102,11 @@ def command(
     for number, name in enumerate(names, 1):
         if not (flags["as_json"] or flags["quiet"]):
             click.echo(f"[{number}/{len(names)}] {name}", err=True)
+        if flags["dry_run"] and (why := _put_off(name, names, data, recursive)):
+            if not (flags["as_json"] or flags["quiet"]):
+                click.echo(f"{name}: would be: {why}")
+            ended.append(Ended(name, 0, 0.0, {"schema": SCHEMA, "dry_run": True, "would_be": why}))
+            continue
         place = _place(name, data, photos, masks)
         ended.append(_step(ctx, name, place, config, recursive, preset, flags))
         if ended[-1].exit_code not in (0, 1):
@@ -110,6 +116,21 @@ def command(
     elif not flags["quiet"] or any(step.exit_code for step in ended):
         click.echo("\n".join(_summary(ended, names)))
     sys.exit(max((step.exit_code for step in ended), default=0))
+
+
+def _put_off(name: str, names: Sequence[str], data: Path, recursive: bool) -> str:
+    """Why a dry run cannot ask a step what it would do, and what that is; empty where it can."""
+    from lora_prep.dataset import image_names
+
+    if name == "report":
+        return "one page about all images"  # it has no --dry-run
+    if name == "validate" and names[0] != name:
+        return "a check of what the steps before it make"
+    folder = _image_folder(data)
+    there = folder.is_dir() and next(image_names(folder, recursive=recursive), None) is not None
+    if there or name == "normalize" or "normalize" not in names:
+        return ""
+    return f"as many as normalize makes, in {printable(str(folder))}"
 
 
 def _place(name: str, data: Path, photos: Path | None, masks: Path | None) -> list[str]:
@@ -150,7 +171,8 @@ def _step(
     given = [*(text for text, takes in _pairs(place, known) if takes)]
     given += ["--config", str(config.path)] if config.path and "--config" in known else []
     given += ["--recursive"] if recursive and "--recursive" in known else []
-    given += ["--preset", preset] if preset and "--preset" in known else []
+    given += ["--preset", preset] if preset and _has_preset(step, preset) else []
+    known -= {"--dry-run"} if name == "validate" else set()  # it goes with --fix alone
     given += [option for flag, option in FLAGS.items() if flags[flag] and option in known]
     printed = io.StringIO()
     started = time.monotonic()
@@ -158,6 +180,12 @@ def _step(
         code = _exit_code(step, name, given, ctx)
     document = _parsed(printed.getvalue()) if flags["as_json"] else None
     return Ended(name, code, time.monotonic() - started, document)
+
+
+def _has_preset(step: click.Command, preset: str) -> bool:
+    """Whether a step has a preset of models of that name; augment's are of another kind."""
+    types = [param.type for param in step.params if param.name == "preset"]
+    return any(isinstance(kind, click.Choice) and preset in kind.choices for kind in types)
 
 
 def _pairs(place: Sequence[str], known: set[str]) -> Iterator[tuple[str, bool]]:

@@ -148,10 +148,10 @@ def command(
         else:
             click.echo("\n".join(_checks_as_text()))
         return
-    dataset = Dataset.at(options.required(images), masks=masks, recursive=recursive)
     if undo is not None:
-        _undo(dataset, undo)
+        _undo(options.required(images), masks, undo, recursive=recursive)
         return
+    dataset = Dataset.at(options.required(images), masks=masks, recursive=recursive)
     hidden = quiet or form != "text"
     try:
         report = _validate(dataset, how, hidden=hidden)
@@ -220,16 +220,34 @@ def _fix(dataset: "Dataset", report: "Report", *, dry_run: bool) -> bool:
     return bool(planned) or remade
 
 
-def _undo(dataset: "Dataset", folder: Path) -> None:
+def _undo(images: Path, masks: Path | None, folder: Path, *, recursive: bool) -> None:
     from lora_prep.cli.console import name
     from lora_prep.journal import exclusive
-    from lora_prep.validate.fix import undo
+    from lora_prep.validate.trash import undo
 
+    dataset = _with_trash(images, masks, folder, recursive=recursive)
     with exclusive(dataset.state):
         back = list(undo(dataset, folder))
     for path in back:
         click.echo(f"back  {name(path)}")
     click.echo(f"{_number(len(back), 'file')} put back")
+
+
+def _with_trash(images: Path, masks: Path | None, folder: Path, *, recursive: bool) -> "Dataset":
+    """The data set whose trash a folder lies in, even if all its images are gone."""
+    from lora_prep.dataset import Dataset
+    from lora_prep.errors import DatasetError
+    from lora_prep.validate.trash import trash_owner
+
+    try:
+        return Dataset.at(images, masks=masks, recursive=recursive)
+    except DatasetError:
+        given = Path(os.path.abspath(images))  # noqa: PTH100 keeps links
+        places = (given, given.parent) if masks is None else (masks.parent,)
+        root = trash_owner(folder, places)
+        if root is None:
+            raise
+        return Dataset(given, masks or root / "masks", root)
 
 
 def _as_text(report: "Report", dataset: "Dataset", verbose: bool) -> Iterator[str]:

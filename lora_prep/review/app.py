@@ -6,6 +6,7 @@ token of this run in its path. Everything else is refused before it is looked at
 """
 
 import json
+import re
 import secrets
 import socket
 from collections.abc import Awaitable, Callable, Mapping
@@ -111,13 +112,13 @@ def application(session: Session, clicking: Clicking, token: str) -> Starlette:
     handlers = _Handlers(session, clicking)
     routes = [
         Route("/api/images", handlers.images),
-        Route("/api/images/{number:int}/picture", handlers.picture),
-        Route("/api/images/{number:int}/mask", handlers.mask, methods=["GET"]),
-        Route("/api/images/{number:int}/mask", handlers.save, methods=["PUT"]),
-        Route("/api/images/{number:int}/change", handlers.change, methods=["POST"]),
-        Route("/api/images/{number:int}/look", handlers.look, methods=["POST"]),
-        Route("/api/images/{number:int}/segment", handlers.segment, methods=["POST"]),
-        Route("/api/images/{number:int}/decision", handlers.decide, methods=["PUT"]),
+        Route("/api/images/{number}/picture", handlers.picture),
+        Route("/api/images/{number}/mask", handlers.mask, methods=["GET"]),
+        Route("/api/images/{number}/mask", handlers.save, methods=["PUT"]),
+        Route("/api/images/{number}/change", handlers.change, methods=["POST"]),
+        Route("/api/images/{number}/look", handlers.look, methods=["POST"]),
+        Route("/api/images/{number}/segment", handlers.segment, methods=["POST"]),
+        Route("/api/images/{number}/decision", handlers.decide, methods=["PUT"]),
         Route("/{page}", _page),
         Route("/", _page),
     ]
@@ -294,7 +295,7 @@ def _prompts(value: Mapping[str, Any], width: int, height: int) -> Prompts:
         if box is not None:
             x0, y0, x1, y1 = (float(v) for v in _list(box))
             corners = (x0, y0, x1, y1)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ItemError("clicks are [x, y, inside], a box is [x0, y0, x1, y1]") from error
     inside = corners is None or (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height)
     points = all(0 <= c.x <= width and 0 <= c.y <= height for c in clicks)
@@ -310,7 +311,10 @@ def _list(value: Any) -> list[Any]:
 
 
 def _number(request: Request) -> int:
-    return int(request.path_params["number"])
+    text = str(request.path_params["number"])
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise ItemError("there is no such image", code="not-found")
+    return int(text)
 
 
 def _integer(request: Request, name: str) -> int:

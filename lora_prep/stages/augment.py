@@ -20,6 +20,8 @@ from lora_prep.augmentation import MIRROR, PRESETS, Pipeline, Points
 from lora_prep.dataset import CAPTION_SUFFIX, Dataset, Sample
 from lora_prep.errors import DatasetError, ItemError, UsageError
 from lora_prep.faces import FaceRecord, faces_path
+from lora_prep.journal import Journal
+from lora_prep.shards import journal_path
 from lora_prep.stage import Item, Saved
 from lora_prep.types import Face, Image, Json, Mask
 
@@ -116,12 +118,24 @@ class AugmentImages:
             for variant in range(self.count):
                 copy = self.made.sample(self._copy_name(sample, variant))
                 outputs = [copy.image]
-                if self.with_masks:
-                    outputs.append(copy.mask)
-                if inputs[-1] == sample.caption:
-                    outputs.append(copy.caption)
+                others = set(SUFFIXES.values()) - {copy.image.suffix}
+                former = [copy.image.with_suffix(suffix) for suffix in others]
+                (outputs if self.with_masks else former).append(copy.mask)
+                (outputs if inputs[-1] == sample.caption else former).append(copy.caption)
                 key = f"{self.dataset.key(sample.image)}#{variant}"
-                yield Item(key, tuple(inputs), tuple(outputs), problem)
+                yield Item(key, tuple(inputs), tuple(outputs), problem, former=tuple(former))
+
+    def surplus(self) -> list[str]:
+        """Names of variants that an earlier, larger `count` made and that are still there."""
+        path = journal_path(self.dataset.root, self.name)
+        if not path.exists():
+            return []
+        images, root = map(os.path.abspath, (self.made.images, self.dataset.root))
+        with Journal(path, read_only=True) as journal:
+            entries = [e for e in journal if int(e.key.rpartition("#")[2]) >= self.count]
+        outputs = [Path(os.path.normpath(Path(root, p))) for e in entries for p in e.outputs]
+        found = (p for p in outputs if p.is_relative_to(images) and p.is_file())
+        return sorted(p.relative_to(images).as_posix() for p in found if p.suffix != CAPTION_SUFFIX)
 
     def open(self) -> "Augmenting":
         """Import albumentations."""

@@ -329,13 +329,19 @@ def compare(stage: EmbedFaces, embeddings: Embeddings) -> Embeddings:
     )
 
 
-def finish(stage: EmbedFaces, failed: Container[str] = ()) -> Embeddings:
+def finish(
+    stage: EmbedFaces, failed: Container[str] = (), *, interrupted: bool = False
+) -> Embeddings | None:
     """Put all records together, compare them with the reference, and write the file.
 
-    A file that would say the same is left as it is, date and all. Raises DatasetError.
+    A file that would say the same is left as it is, date and all. After an interrupted run, so is
+    one by other models, or whose reference has no record yet: then, None. Raises DatasetError.
     """
     path = stage.dataset.embeddings
     with exclusive(stage.dataset.state):
+        known = all(read_record(stage, stage.reference_record(p)) for p in stage.references)
+        if interrupted and not (known and _is_by(stage, path)):
+            return None
         embeddings = compare(stage, gather(stage, failed))
         with suppress(DatasetError):
             old = read_embeddings(path)
@@ -344,6 +350,14 @@ def finish(stage: EmbedFaces, failed: Container[str] = ()) -> Embeddings:
                 return same
         imageio.replace(path, embeddings.to_bytes())
     return embeddings
+
+
+def _is_by(stage: EmbedFaces, path: Path) -> bool:
+    """Whether the file is by this detector and recogniser, or not there yet."""
+    with suppress(DatasetError):
+        old, new = read_embeddings(path).metadata, _about(stage)
+        return all(old.get(k) == new[k] for k in ("detector", "model_sha256", "alignment"))
+    return not os.path.lexists(path)
 
 
 def _reference(stage: EmbedFaces, path: Path) -> tuple[int, np.ndarray]:

@@ -21,7 +21,7 @@ from lora_prep.backends.diffusers_pipeline import (
 )
 from lora_prep.dataset import STATE_FOLDER, image_names
 from lora_prep.errors import DatasetError, ItemError, OutOfMemory, UsageError
-from lora_prep.journal import Journal
+from lora_prep.journal import Journal, Stamp, exclusive
 from lora_prep.stage import Item, Saved
 from lora_prep.types import Image, Json
 
@@ -83,15 +83,36 @@ class DrawPriors:
     @cached_property
     def present(self) -> dict[str, str]:
         """Keys of the images that were drawn and are in the folder, by their names there."""
+        return {name: key for name, (key, _) in self._drawn().items()}
+
+    def _drawn(self) -> dict[str, tuple[str, Stamp]]:
+        """Key of its item and stamp of each image that was drawn and is in the folder, by name."""
         path = self.root / STATE_FOLDER / f"{self.name}.jsonl"
-        drawn: dict[str, str] = {}
+        drawn: dict[str, tuple[str, Stamp]] = {}
         if path.exists():
             with Journal(path, read_only=True) as journal:
                 for entry in journal:
-                    for output in entry.outputs:
-                        drawn[os.path.normpath(self.root / output)] = entry.key
+                    for output, stamp in entry.outputs.items():
+                        drawn[os.path.normpath(self.root / output)] = entry.key, stamp
         paths = {name: os.path.normpath(self.out / name) for name in names_in(self.out)}
         return {name: drawn[path] for name, path in paths.items() if path in drawn}
+
+    def remove_repeated(self) -> list[str]:
+        """Delete what was drawn here and is the same as an image of a lower index; their names.
+
+        Workers of several processes do not see each other's images. Deletes only what is as it was
+        written. Raises DatasetError where the data set is in use.
+        """
+        names = names_in(self.out)
+        seen, removed = priors.Seen.of(names), []
+        with exclusive(self.root / STATE_FOLDER):
+            for name, (_, stamp) in self._drawn().items():
+                parsed = priors.parse_name(name)
+                path = self.out / name
+                if parsed and seen.repeated(*parsed) is not None and stamp.matches(path):
+                    path.unlink()
+                    removed.append(name)
+        return sorted(removed)
 
     def __len__(self) -> int:
         return max(0, self.count - self.foreign)

@@ -72,7 +72,7 @@ def _read(path: Path) -> Mapping[str, Any]:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, or too long a number
         raise UsageError(f"{path} is not valid TOML: {error}") from error
     losses = content.get("losses")
     if not isinstance(losses, Mapping):

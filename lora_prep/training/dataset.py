@@ -26,9 +26,10 @@ from torch.utils.data import Sampler
 from lora_prep import anatomy, imageio
 from lora_prep.captions import Fault, read
 from lora_prep.dataset import Dataset, Sample
-from lora_prep.embeddings import Embeddings, read_embeddings
 from lora_prep.errors import DatasetError, UsageError
 from lora_prep.training.buckets import Bucket, Crop, buckets, nearest
+from lora_prep.training.files import decoded, image_size, read_bytes
+from lora_prep.training.subject import Subject
 from lora_prep.types import Face, Mask, Region
 
 CropPolicy = Literal["center", "random", "face"]
@@ -55,11 +56,12 @@ class Example:
     mask: Float[Tensor, "1 h w"]
     """0 = ignore, 1 = train. Ones for prior images."""
     face_mask: Float[Tensor, "1 h w"]
-    """1 on the subject's face (the detector's ellipse), else 0."""
+    """1 on the subject's face (the detector's ellipse), as far as the crop shows it, else 0."""
     caption: str
     landmarks: Float[Tensor, "5 2"]
-    """x, y in pixels of `image`; zeros where there is no face."""
+    """x, y in pixels of `image`; zeros where there is no whole face."""
     has_face: bool
+    """Whether all five landmarks of the subject's face lie inside the crop."""
     reference: Float[Tensor, " d"]
     """The subject's embedding, unit length; empty (d = 0) without `embeddings.safetensors`."""
     is_prior: bool
@@ -126,7 +128,7 @@ class PreparedFolder(TorchDataset[Example]):
 
     sources: tuple[Source, ...]
     sizes: tuple[Bucket, ...]
-    reference: Float[np.ndarray, " d"]
+    subject: Subject
     crop: CropPolicy = "center"
     flip: bool = False
     """Mirror every other image at random. Off: faces are not symmetric, and identity is learned."""
@@ -154,18 +156,24 @@ class PreparedFolder(TorchDataset[Example]):
 
         Headers are read, no pixels. Captions are the `.txt` files; `caption` stands in for missing
         and empty ones, `prior_caption` is that of all class images. With `embeddings.safetensors`
-        at the root, each image's face is the one most like the subject, and `reference` the mean of
-        those faces' embeddings.
+        at the root, each image's face is the one most like the subject, unless it is somebody
+        else's (below the file's `min_similarity`), and `reference` the mean of those faces'
+        embeddings.
 
         Raises DatasetError for a folder without images, an unreadable image, an image without a
-        mask (unless `missing_mask` is "ones"), embeddings of other files; UsageError for settings
-        that make no sense.
+        mask (unless `missing_mask` is "ones"), embeddings of another folder; UsageError for
+        settings that make no sense.
         """
         dataset = Dataset.at(path, masks=masks, recursive=recursive)
-        found = _embeddings(dataset)
-        faces, reference = _subject(found) if found else ({}, np.zeros(0, np.float32))
+        subject = Subject.of(dataset)
         sources = [
-            Source(sample, _caption(sample, caption), False, _size(sample), faces.get(sample.name))
+            Source(
+                sample,
+                _caption(sample, caption),
+                False,
+                image_size(sample.image),
+                subject.faces.get(sample.name),
+            )
             for sample in dataset
         ]
         if missing_mask == "error":
@@ -173,13 +181,15 @@ class PreparedFolder(TorchDataset[Example]):
         if priors is not None:
             class_images = Dataset.at(priors, masks=priors.parent / ".no-masks")
             sources += [
-                Source(sample, prior_caption or _caption(sample, ""), True, _size(sample))
+                Source(
+                    sample, prior_caption or _caption(sample, ""), True, image_size(sample.image)
+                )
                 for sample in class_images
             ]
         return cls(
             tuple(sources),
             buckets(resolution, step=step),
-            reference,
+            subject,
             crop,
             flip,
             missing_mask,
@@ -191,11 +201,18 @@ class PreparedFolder(TorchDataset[Example]):
         return len(self.sources)
 
     def __getitem__(self, key: "Key | int") -> Example:
-        """One image in its bucket. Raises DatasetError naming the file that cannot be read."""
+        """One image in its bucket.
+
+        Raises DatasetError naming the file that cannot be read, or that is not the one whose face
+        was embedded.
+        """
         key = Key(key) if isinstance(key, int) else key
         source = self.sources[key.index]
-        data = _bytes(source.sample.image)
-        image = _decoded(source.sample.image, data, imageio.decode_image)
+        data = read_bytes(source.sample.image)
+        sha256 = hashlib.sha256(data).hexdigest()
+        if not source.is_prior:
+            self.subject.check(source.sample.name, source.sample.image, sha256)
+        image = decoded(source.sample.image, data, imageio.decode_image)
         height, width = image.shape[:2]
         bucket = key.bucket or nearest(self.sizes, width, height)
         crop = self._crop(source, key, (width, height), bucket)
@@ -209,12 +226,17 @@ class PreparedFolder(TorchDataset[Example]):
             face_mask=torch.from_numpy(face_mask)[None],
             caption=source.caption,
             landmarks=torch.from_numpy(landmarks),
-            has_face=source.face is not None,
+            has_face=bool(landmarks.any()),
             reference=torch.from_numpy(self.reference),
             is_prior=source.is_prior,
             crop=crop,
-            sha256=hashlib.sha256(data).hexdigest(),
+            sha256=sha256,
         )
+
+    @property
+    def reference(self) -> Float[np.ndarray, " d"]:
+        """The subject's embedding."""
+        return self.subject.reference
 
     def bucket(self, index: int) -> Bucket:
         """The bucket of an image."""
@@ -234,7 +256,7 @@ class PreparedFolder(TorchDataset[Example]):
         path = source.sample.mask
         if source.is_prior or (self.missing_mask == "ones" and not path.exists()):
             return np.full(shape, 255, np.uint8)
-        mask: Mask = _decoded(path, _bytes(path), imageio.decode_mask)
+        mask: Mask = decoded(path, read_bytes(path), imageio.decode_mask)
         if mask.shape != shape:
             raise DatasetError(
                 f"{path} is {mask.shape[1]} × {mask.shape[0]} pixels and its image {shape[1]} × "
@@ -338,33 +360,16 @@ def collate(examples: Sequence[Example]) -> Batch:
     )
 
 
-def _embeddings(dataset: Dataset) -> Embeddings | None:
-    path = dataset.embeddings
-    return read_embeddings(path) if path.exists() else None
-
-
-def _subject(found: Embeddings) -> tuple[dict[str, Face], Float[np.ndarray, " d"]]:
-    """Each image's face that is most like the subject; the mean of their embeddings."""
-    likeness = found.similarities if found.similarities is not None else found.scores
-    best: dict[str, int] = {}
-    for row, name in enumerate(found.names):
-        if name not in best or likeness[row] > likeness[best[name]]:
-            best[name] = row
-    if not best:
-        return {}, np.zeros(found.vectors.shape[1], np.float32)
-    mean = found.vectors[list(best.values())].mean(0)
-    reference = (mean / max(float(np.linalg.norm(mean)), 1e-12)).astype(np.float32)
-    return {name: found.face(row) for name, row in best.items()}, reference
-
-
 def _face(
     face: Face | None, crop: Crop
 ) -> tuple[Float[np.ndarray, "5 2"], Float[np.ndarray, "h w"]]:
-    """The landmarks and the face's ellipse as the crop shows them, float32."""
+    """The landmarks, zeros unless all lie inside the crop; the face's ellipse in it. float32."""
     height, width = crop.bucket.height, crop.bucket.width
     if face is None or face.landmarks is None:
         return np.zeros((5, 2), np.float32), np.zeros((height, width), np.float32)
     landmarks = crop.landmarks(np.array(face.landmarks, np.float64)).astype(np.float32)
+    if not ((landmarks >= -0.5) & (landmarks <= (width - 0.5, height - 0.5))).all():
+        landmarks = np.zeros((5, 2), np.float32)  # such a face cannot be aligned
     shapes = [crop.points(shape - 0.5) + 0.5 for shape in anatomy.outlines(face, Region.FACE)]
     return landmarks, anatomy.fill(shapes, height, width).astype(np.float32)
 
@@ -385,24 +390,3 @@ def _require_masks(dataset: Dataset) -> None:
             f"{len(missing)} of {len(dataset)} images have no mask in {dataset.masks}, the first "
             f'is {missing[0]}: run lora-prep masks, or give missing_mask="ones"'
         )
-
-
-def _size(sample: Sample) -> tuple[int, int]:
-    header = _decoded(sample.image, _bytes(sample.image), imageio.read_header)
-    return header.width, header.height
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DatasetError(f"cannot read {path}: {error.strerror}") from error
-
-
-def _decoded(path: Path, data: bytes, decode: Any) -> Any:
-    from lora_prep.errors import ItemError
-
-    try:
-        return decode(data)
-    except ItemError as error:
-        raise DatasetError(f"{path}: {error}") from error

@@ -43,9 +43,10 @@ class Objective:
     """What the model predicts, and the noise schedule.
 
     `t` is, in every method, one value a sample, shaped (B,): for flow matching the noise level σ
-    from 0 to 1 in floating point, which is timestep / 1000 where a scheduler or a pipeline counts
-    timesteps (checked on the CPU; a device would have to be waited for); for the others the integer index into `alphas_cumprod`. An index
-    that is out of range is torch's own IndexError on the CPU and a device assertion on CUDA.
+    from 0 to 1 in floating point, which is timestep / 1000 where a pipeline counts timesteps; for
+    the others the integer index into `alphas_cumprod`. Values out of range are a UsageError (σ) or
+    torch's own IndexError on the CPU; on CUDA nothing is said of σ, since that would wait for the
+    device, and an index is a device assertion.
     """
 
     prediction: Prediction
@@ -217,12 +218,12 @@ class Objective:
         return (u * steps).long().clamp_max(steps - 1)
 
     def _alphas(self, device: torch.device) -> Tensor:
-        """ᾱ there, in floating point: copied once, and without waiting for the device."""
+        """ᾱ there, in floating point: copied once, and to a device without waiting for it."""
         if self.alphas_cumprod is None:
             raise UsageError(f"{self.prediction} needs alphas_cumprod")
         if device in self._copies:
             return self._copies[device]
-        copy = as_float(self.alphas_cumprod.to(device, non_blocking=True))
+        copy = as_float(self.alphas_cumprod.to(device, non_blocking=device.type != "cpu"))
         if not torch.compiler.is_compiling():  # a compiled graph may reuse its tensors' memory
             self._copies[device] = copy
         return copy

@@ -98,7 +98,7 @@ def fit_mask(mask: Tensor, pred: Tensor, name: str = "mask") -> Tensor:
         hint = {
             3: "(B,N,1) or (B,N); pack_mask packs an image's mask",
             4: "(B,1,h,w), (B,h,w) or (h,w); resize_mask brings it to latent size",
-            5: "(B,1,h,w), or (B,1,T,h,w) for each frame its own; resize_mask brings it to latent size",
+            5: "(B,1,h,w), or (B,1,T,h,w) by frame; resize_mask brings it to latent size",
         }.get(pred.ndim, "one that broadcasts")
         raise ShapeError(
             f"{name} is {shape(mask)} and does not fit pred, {shape(pred)}: give {hint}"

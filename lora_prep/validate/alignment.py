@@ -5,8 +5,9 @@ those of the journal is not read again.
 """
 
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lora_prep.dataset import image_names
@@ -76,7 +77,7 @@ def stale_augmentation(listing: Listing) -> Findings:
     "Augmented pair without its parent",
     reason="the image or mask that it was made from is gone: what was taken out of the data set "
     "is still trained on.",
-    fix="move it away, or put its parent back; --fix moves it to the trash",
+    fix="move it away, or put its parent back; --fix moves it to the trash if its image is gone",
 )
 def without_parent(listing: Listing) -> Findings:
     """By the journal of `lora-prep augment`: one issue for each file."""
@@ -87,6 +88,30 @@ def without_parent(listing: Listing) -> Findings:
             parents = [name for name in gone if not name.endswith(".txt")]
             for output in _there(listing, entry) if parents else ():
                 yield output, f"{' and '.join(parents)} is gone"
+
+
+def abandoned(listing: Listing) -> frozenset[str]:
+    """The files of augmented pairs that nobody misses: relative to the root.
+
+    Their image is gone and lies under no other name in the image folder, and all that is left of
+    the pair is as it was written.
+    """
+    root, found = listing.dataset.root, set[str]()
+    sizes = defaultdict(list)
+    for name in listing.images.images:
+        path = listing.dataset.images / name
+        with suppress(OSError):
+            sizes[path.stat().st_size].append(path)
+    with _journal(listing, "augment") as entries:
+        for entry in entries:
+            image, stamp = next(iter(entry.inputs.items()), ("", None))
+            if stamp is None or os.path.lexists(root / image):
+                continue
+            left = [output for output in entry.outputs if os.path.lexists(root / output)]
+            renamed = any(_is(path, stamp) for path in sizes[stamp.size])
+            if left == _there(listing, entry) and not renamed:
+                found.update(left)
+    return frozenset(found)
 
 
 @warning(

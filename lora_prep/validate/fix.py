@@ -8,9 +8,9 @@ put back (`undo`). Every step is a rename within the data set, said before it is
 import json
 import os
 import time
-import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from lora_prep import imageio
@@ -18,11 +18,12 @@ from lora_prep.dataset import CAPTION_SUFFIX, Dataset
 from lora_prep.errors import DatasetError
 from lora_prep.imageio import formats
 from lora_prep.types import Issue
+from lora_prep.validate.alignment import abandoned
 from lora_prep.validate.images import SUFFIXES
 from lora_prep.validate.listing import Listing, stem_of
+from lora_prep.validate.trash import MANIFEST, TRASH, fold, is_same_file, rename, undo
 
-TRASH = "trash"
-MANIFEST = "manifest.jsonl"
+__all__ = ["FIXABLE", "MANIFEST", "TRASH", "Move", "apply", "moves", "undo"]
 
 TRASHED = frozenset({"P002", "P008", "P011", "P012", "A003", "E001", "I011", "P004"})
 RENAMED = frozenset({"P005", "P009", "I006", "M008"})
@@ -44,8 +45,9 @@ def moves(dataset: Dataset, issues: Iterable[Issue]) -> list[Move]:
     """What would mend the issues, in order; a file is moved once. Touches nothing.
 
     Only what leaves no doubt: a mask is renamed where one image alone can be meant, a name that
-    differs in case or Unicode form only where the result is nobody's. What lies in another folder
-    than the data set's is left alone.
+    differs in case or Unicode form only where the result is nobody's. Masks without an image stay
+    while any image is without a mask: it may have been renamed. What lies in another folder than
+    the data set's is left alone.
     """
     plan = _Plan(dataset, Listing.of(dataset))
     for issue in issues:
@@ -73,8 +75,22 @@ class _Plan:
                 self._keep_png(issue)
             case "I011":
                 self._trash_with_companions(issue)
+            case "P002" if self._misses_a_mask:
+                pass  # an image may have been renamed: the mask may be its
+            case "A003" if issue.path not in self._abandoned:
+                pass
             case _:
                 self._move(issue.code, issue.path, "")
+
+    @cached_property
+    def _misses_a_mask(self) -> bool:
+        """Whether there is an image without a mask of at least nearly its name."""
+        masks = {fold(stem) for stem in self.listing.mask_stems}
+        return any(fold(stem) not in masks for stem in self.listing.image_stems)
+
+    @cached_property
+    def _abandoned(self) -> frozenset[str]:
+        return abandoned(self.listing)
 
     def _move(self, code: str, source: str, target: str) -> None:
         if source in self._moved or not os.path.lexists(self.dataset.root / source):
@@ -89,7 +105,7 @@ class _Plan:
         root = self.dataset.root
         if target in self._taken:
             return True
-        return os.path.lexists(root / target) and not _is_same_file(root / source, root / target)
+        return os.path.lexists(root / target) and not is_same_file(root / source, root / target)
 
     def _rename_mask(self, issue: Issue) -> None:
         """Give the one mask that is nearly named like an image the image's stem."""
@@ -180,27 +196,8 @@ def apply(dataset: Dataset, planned: Sequence[Move]) -> Path | None:
             manifest.write(json.dumps(line) + "\n")
             manifest.flush()
             imageio.make_folder(target.parent)
-            _rename(source, target)
+            rename(source, target)
     return folder if trashed else None
-
-
-def undo(dataset: Dataset, folder: Path) -> Iterator[str]:
-    """Put back what a run moved, the last first; yields each path that is there again.
-
-    A file whose old place is taken stays where it is. Raises DatasetError where there is no
-    manifest.
-    """
-    try:
-        lines = (folder / MANIFEST).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise DatasetError(f"{folder} has no {MANIFEST}: nothing was moved there") from error
-    for line in reversed(lines):
-        entry = json.loads(line)
-        now, before = dataset.root / entry["to"], dataset.root / entry["from"]
-        if os.path.lexists(now) and (not os.path.lexists(before) or _is_same_file(now, before)):
-            imageio.make_folder(before.parent)
-            _rename(now, before)
-            yield str(entry["from"])
 
 
 def imageio_format(path: Path) -> str | None:
@@ -212,33 +209,8 @@ def imageio_format(path: Path) -> str | None:
         return None
 
 
-def fold(stem: str) -> str:
-    """A name as a file system sees it that ignores case and Unicode form."""
-    return stem.lower() if stem.isascii() else unicodedata.normalize("NFD", stem.casefold())
-
-
 def _with_stem(name: str, stem: str) -> str:
     return stem + PurePosixPath(name).suffix
-
-
-def _is_same_file(a: Path, b: Path) -> bool:
-    """Whether two names are one file: on a file system that ignores case."""
-    try:
-        return a.samefile(b) and a.name != b.name and fold(a.name) == fold(b.name)
-    except OSError:
-        return False
-
-
-def _rename(source: Path, target: Path) -> None:
-    try:
-        if os.path.lexists(target) and not _is_same_file(source, target):
-            raise FileExistsError(17, "a file is in the way")
-        source.rename(target)
-    except OSError as error:
-        raise DatasetError(
-            f"{source} cannot be moved to {target}: {error.strerror}. Nothing is lost; see to it, "
-            "then run the same command again"
-        ) from error
 
 
 def _new_folder(trash: Path) -> Path:

@@ -2,7 +2,7 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -124,13 +124,21 @@ def scan(folder: Path, *, recursive: bool) -> Folder:
 
 def _kind(entry: "os.DirEntry[str]") -> str | None:
     """The field of `Folder` that an entry belongs to."""
-    if entry.is_dir():
+    if _is(entry.is_dir):
         return "unread" if not _is_hidden(entry) and _holds_images(entry) else None
     if not is_image(entry.name):
-        return "others" if entry.is_file() and not _is_hidden(entry) else None
-    if not entry.is_file():
+        return "others" if _is(entry.is_file) and not _is_hidden(entry) else None
+    if not _is(entry.is_file):
         return "broken" if entry.is_symlink() and not _is_hidden(entry) else None
     return "hidden" if _is_hidden(entry) else "images"
+
+
+def _is(asked: Callable[[], bool]) -> bool:
+    """What the entry says; links in a circle are neither file nor folder."""
+    try:
+        return asked()
+    except OSError:
+        return False
 
 
 def _is_hidden(entry: "os.DirEntry[str]") -> bool:

@@ -75,7 +75,7 @@ class Manifest:
             if then != stamps:
                 return None
             return Result(Digest(*digest), tuple((str(c), str(p), str(m)) for c, p, m in found))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             return None
 
     def save(self, results: Iterable[tuple[str, Json, Result]]) -> Iterator[Result]:

@@ -1,7 +1,9 @@
 """Family T: what is left of a good pair once a trainer has cropped, scaled and cached it."""
 
 import os
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from lora_prep.validate.check import Check, Findings, error, warning
@@ -15,6 +17,9 @@ HALF = 0.5
 
 CUT = 0.25
 """Part of the face that may be cropped away."""
+
+LATENTS = "_latent_cache"
+"""ai-toolkit's folder."""
 
 SMALLEST_FACE = 64
 """Pixels in training: eight elements of the latents across the face."""
@@ -99,17 +104,52 @@ def small_face(pair: Pair) -> Findings:
     fix="delete the cache; diffusion-pipe: start once with --regenerate_cache",
 )
 def stale_cache(listing: Listing) -> Findings:
-    """kohya's `<stem>*.npz`; ai-toolkit's `_latent_cache`; diffusion-pipe's `cache`."""
+    """kohya's `<stem>*.npz`; ai-toolkit's `_latent_cache`; diffusion-pipe's `cache`.
+
+    The first two are named after the images, and compared with them one by one. diffusion-pipe's
+    is not, and some of it is written at every start: what is newer than its oldest file counts.
+    """
     yield from _stale_npz(listing)
-    for folder in ("_latent_cache", "cache"):
-        path = listing.dataset.images / folder
-        made = _newest(path)
-        if made is None:
-            continue
-        changed = [key for key, when in _sources(listing) if when > made]
+    yield from _stale_latents(listing)
+    oldest = _oldest(listing.dataset.images / "cache")
+    if oldest is not None:
+        changed = [key for key, when in _sources(listing) if when > oldest]
         if changed:
-            more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-            yield listing.image_key(folder), f"older than {changed[0]}{more}"
+            yield listing.image_key("cache"), f"parts are older than {_and_more(changed)}"
+
+
+def _stale_latents(listing: Listing) -> Findings:
+    """ai-toolkit's, beside the images: `_latent_cache/<stem>_<hash>.safetensors`.
+
+    Of several for one image the newest counts: those of other settings stay where they are.
+    """
+    images = listing.dataset.images
+    changed: dict[str, list[str]] = defaultdict(list)
+    made: dict[str, dict[str, float]] = {}
+    for name in listing.images.images:
+        place, _, file = stem_of(name).rpartition("/")
+        folder = f"{place}/{LATENTS}" if place else LATENTS
+        if folder not in made:
+            made[folder] = _by_owner(images / folder)
+        when = made[folder].get(file)
+        if when is not None and _when(images / name) > when:
+            changed[folder].append(listing.image_key(name))
+    for folder, keys in changed.items():
+        yield listing.image_key(folder), f"it has older latents of {_and_more(keys)}"
+
+
+def _by_owner(folder: Path) -> dict[str, float]:
+    """When the newest file of each stem was written: the name without what follows the last `_`."""
+    newest: dict[str, float] = {}
+    with suppress(OSError):
+        for path in folder.iterdir():
+            stem = path.stem.rpartition("_")[0]
+            newest[stem] = max(_when(path), newest.get(stem, 0.0))
+    return newest
+
+
+def _and_more(keys: Sequence[str]) -> str:
+    return keys[0] + (f" and {len(keys) - 1} more" if len(keys) > 1 else "")
 
 
 def _stale_npz(listing: Listing) -> Findings:
@@ -168,10 +208,10 @@ def _sources(listing: Listing) -> Iterator[tuple[str, float]]:
         yield listing.image_key(name), _when(dataset.images / name)
 
 
-def _newest(folder: Path) -> float | None:
-    """When the newest file in a folder and those below was written; None without any."""
-    times = [_when(Path(place, name)) for place, _, names in os.walk(folder) for name in names]
-    return max(times, default=None)
+def _oldest(folder: Path) -> float | None:
+    """When the oldest file in a folder and those below was written; None without any."""
+    times = (_when(Path(place, name)) for place, _, names in os.walk(folder) for name in names)
+    return min(times, default=None)
 
 
 def _when(path: Path) -> float:

@@ -61,6 +61,70 @@ def test_identity_follows_the_weights_and_not_the_place(sd15, tmp_path):
     assert Description(other).identity() != Description(sd15).identity()
 
 
+@pytest.mark.parametrize(
+    "extra",
+    [
+        "sd_xl_base_1.0.safetensors",
+        "notes.txt",
+        "vae_1_0/diffusion_pytorch_model.safetensors",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "unet/diffusion_pytorch_model.bin",
+        "text_encoder/model.fp16.safetensors",
+        "text_encoder/pytorch_model.bin",
+    ],
+)
+def test_files_that_nobody_loads_do_not_count(sd15, tmp_path, extra):
+    folder = Path(shutil.copytree(sd15, tmp_path / "copy"))
+    (folder / extra).parent.mkdir(exist_ok=True)
+    (folder / extra).write_bytes(b"x" * 100)
+    assert Description(folder).identity() == Description(sd15).identity()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "model_index.json",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+        "scheduler/scheduler_config.json",
+        "tokenizer/tokenizer.json",
+    ],
+)
+def test_each_file_that_is_loaded_counts(sd15, tmp_path, path):
+    folder = Path(shutil.copytree(sd15, tmp_path / "copy"))
+    with (folder / path).open("ab") as file:
+        file.write(b" ")
+    assert Description(folder).identity() != Description(sd15).identity()
+
+
+def test_each_shard_counts(tmp_path):
+    pipeline = build("sd15")
+    pipeline.save_pretrained(tmp_path, max_shard_size="50KB")
+    shards = sorted((tmp_path / "unet").glob("*-of-*.safetensors"))
+    assert len(shards) > 1
+    before = Description(tmp_path).identity()
+    (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"passed over")
+    assert Description(tmp_path).identity() == before
+    shards[-1].write_bytes(shards[-1].read_bytes() + b" ")
+    assert Description(tmp_path).identity() != before
+    shards[-1].unlink()
+    with pytest.raises(BackendError, match="fetch it again"):
+        Description(tmp_path).identity()
+
+
+@pytest.mark.parametrize("broken", ["", '{"sample_size": 6', "[]", "\xff"])
+def test_a_torn_configuration_is_no_bug(sd15, tmp_path, broken):
+    folder = Path(shutil.copytree(sd15, tmp_path / "torn"))
+    (folder / "unet" / "config.json").write_bytes(broken.encode("latin-1"))
+    with pytest.raises(BackendError, match="fetch it again"):
+        _ = Description(folder).size
+    (folder / "model_index.json").write_bytes(broken.encode("latin-1"))
+    with pytest.raises(BackendError, match="fetch it again"):
+        Description(folder).identity()
+
+
 def test_another_scheduler_gives_another_image_and_an_unfit_one_is_refused(sd15, tmp_path):
     (own,) = painter(sd15, 1).draw(REQUESTS[:1])
     (other,) = painter(sd15, 1, scheduler="dpm++").draw(REQUESTS[:1])
@@ -132,6 +196,11 @@ def test_a_whole_copy_in_the_hubs_cache_needs_no_hub(sd15, tmp_path, monkeypatch
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("abc")
     assert find("owner/name") == snapshot
+    for torn in ("{", "[]", '{"weight_map": ["a"]}'):
+        (snapshot / "unet" / "x.index.json").write_text(torn)
+        with pytest.raises(BackendError, match="not wholly"):
+            find("owner/name")
+    (snapshot / "unet" / "x.index.json").unlink()
     next((snapshot / "unet").glob("*.safetensors")).unlink()
     with pytest.raises(BackendError, match="not wholly"):
         find("owner/name")

@@ -40,6 +40,14 @@ def test_variants_lie_beside_the_images(data, lora_prep):
     assert not more["items"][3]["info"]["mirrored"]
 
 
+def test_fewer_leave_the_others_and_say_so(data, lora_prep):
+    assert "more than" not in lora_prep("augment", data / "faces", "-n", 4).stderr
+    result = lora_prep("augment", data / "faces", "-n", 1)
+    assert "3 variants more than -n 1 asks for" in result.stderr
+    assert "x-a001.png" in result.stderr
+    assert len(names(data / "augmented" / "images")) == 4
+
+
 def test_jpeg_of_a_chosen_quality(data, lora_prep):
     sizes = []
     for quality in (60, 95):

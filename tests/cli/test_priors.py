@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from lora_prep import imageio
+from lora_prep import executors, imageio, priors
 from tests.fakes.tiny_pipelines import saved
+from tests.stages.test_priors import each_for_itself
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,39 @@ def test_six_after_four_in_other_batches_are_those_of_six_at_once(model, tmp_pat
     once = content(tmp_path / "once" / "priors")
     assert len(once) == 6
     assert content(tmp_path / "twice" / "priors") == once
+
+
+def test_what_was_drawn_is_replaced_with_force_alone(model, tmp_path, lora_prep):
+    lora_prep(*arguments(model, tmp_path, 3))
+    before = content(tmp_path / "priors")
+    other = (*arguments(model, tmp_path, 4), "--seed", 1)
+    for given in (other, (*other, "--json"), (*other, "--quiet")):
+        result = lora_prep(*given, code=2)
+        assert "3 class images" in result.output
+        assert "--force" in result.output
+        assert content(tmp_path / "priors") == before
+    assert "4 to make" in lora_prep(*other, "--dry-run").stdout
+    lora_prep(*other, "--force")
+    after = content(tmp_path / "priors")
+    assert len(after) == 4
+    assert not after.keys() & before.keys()
+    lora_prep(*other)
+
+
+def test_several_workers_leave_no_two_alike(model, tmp_path, lora_prep, monkeypatch):
+    real = priors.seed_of
+
+    def seed_of(seed: int, index: int, attempt: int = 0) -> int:
+        return real(seed, index if attempt else index % 2, attempt)  # 0 and 2 are alike at first
+
+    monkeypatch.setattr(priors, "seed_of", seed_of)
+    for name in ("one", "many"):
+        (tmp_path / name).mkdir()
+    lora_prep(*arguments(model, tmp_path / "one", 3))
+    monkeypatch.setattr(executors, "choose", lambda *_, **_options: each_for_itself)
+    result = lora_prep(*arguments(model, tmp_path / "many", 3), "--executor", "processes")
+    assert "1 images that workers drew alike were drawn again" in result.stdout
+    assert content(tmp_path / "many" / "priors") == content(tmp_path / "one" / "priors")
 
 
 def test_cost_device_and_advice_are_told_before(model, faces, lora_prep):

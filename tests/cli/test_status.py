@@ -1,12 +1,15 @@
 """`lora-prep status`: what is done, stale and missing."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from lora_prep import imageio
+from lora_prep.journal import Entry, Journal, Stamp
+from lora_prep.types import Status
 
 EMBEDDED = ("--preset", "embedded", "--min-face", "100000", "--no-face", "white")
 
@@ -89,3 +92,31 @@ def test_a_damaged_journal_is_passed_over(
     state.mkdir()
     (state / "masks.jsonl").write_bytes(line)
     lora_prep("status", faces)
+
+
+def test_pictures_beside_a_reference_are_not_missing(
+    faces: Path, tmp_path: Path, lora_prep: Callable[..., object]
+) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for name in ("me.png", "holiday.png"):
+        shutil.copy(faces / "p00.png", pictures / name)
+    seen = [(faces.parent, "faces/p00.png"), (faces.parent, "../pictures/me.png")]
+    with Journal(faces.parent / ".lora-prep" / "embed.jsonl") as journal:
+        for root, key in seen:
+            path = root / key
+            stamp = Stamp.of_input(path.read_bytes(), path.stat())
+            journal.append(Entry(key, Status.DONE, "f", {key: stamp}, {}))
+    result = lora_prep("status", faces, "-v")
+    assert table(result.output, "embed") == {"done": 2, "missing": 9}
+    assert "embed  missing   faces/p01.jpg" in result.output
+    assert "holiday" not in result.output
+
+
+def test_new_photographs_are_missing_from_normalize(
+    faces: Path, tmp_path: Path, lora_prep: Callable[..., object]
+) -> None:
+    out = tmp_path / "set" / "faces"
+    lora_prep("normalize", faces, "--out", out)
+    shutil.copy(faces / "p00.png", faces / "new.png")
+    assert table(lora_prep("status", out).output, "normalize-faces") == {"done": 10, "missing": 1}

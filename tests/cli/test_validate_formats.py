@@ -118,6 +118,7 @@ def test_the_memory_can_be_turned_off(data: Data, lora_prep: Run) -> None:
 
 
 def test_fix_shows_does_and_undoes(data: Data, lora_prep: Run) -> None:
+    (data.faces / HOSTILE).unlink()
     data.mask("extra.png")
     shown = lora_prep("validate", "--fix", "--dry-run", code=1)
     assert "would move  P002  masks/extra.png -> the trash" in shown.stderr
@@ -155,3 +156,38 @@ def test_stale_masks_are_made_anew_with_the_settings_that_made_them(
     done = lora_prep("validate", "--fix", "--select", "A001")
     assert "did make  A001  1 of 1 stale mask" in done.stderr
     assert (data.masks / "b.png").stat().st_mtime_ns == made
+
+
+def test_stale_masks_of_other_settings_are_left_alone_even_if_all_are_stale(
+    data: Data, lora_prep: Run
+) -> None:
+    for path in (*data.masks.iterdir(), data.faces / HOSTILE):
+        path.unlink()
+    used = '[masks]\npreset = "embedded"\nno-face = "black"\n'
+    Path("lora-prep.toml").write_text(used)
+    lora_prep("masks", "data/faces")
+    made = {path: path.read_bytes() for path in data.masks.iterdir()}
+    for stem in ("a", "b"):
+        data.image(f"{stem}.jpg", encode(photo((80, 60)), "JPEG", comment=stem))
+    Path("lora-prep.toml").write_text(used.replace("black", "white"))
+    other = lora_prep("validate", "--fix", "--select", "A001", code=1)
+    assert "run `lora-prep masks` with the options that made them" in other.stderr
+    assert {path: path.read_bytes() for path in data.masks.iterdir()} == made
+    Path("mine.toml").write_text(used)  # the file that is named counts, not the nearest one
+    done = lora_prep("validate", "data", "--fix", "--select", "A001", "--config", "mine.toml")
+    assert "did make  A001  2 of 2 stale masks" in done.stderr
+
+
+@pytest.mark.parametrize("given", ["data", "data/faces"])
+def test_undo_needs_no_image(data: Data, lora_prep: Run, given: str) -> None:
+    (data.faces / HOSTILE).unlink()
+    data.mask("extra.png")
+    lora_prep("validate", "--fix", code=1)
+    (trash,) = (data.root / ".lora-prep" / "trash").iterdir()
+    for path in data.faces.iterdir():
+        path.unlink()
+    data.faces.rmdir()
+    assert "1 file put back" in lora_prep("validate", given, "--undo", trash).output
+    assert (data.masks / "extra.png").is_file()
+    result = lora_prep("validate", given, "--undo", data.masks, code=2)
+    assert "there is no" in result.output

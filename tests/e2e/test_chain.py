@@ -155,5 +155,46 @@ def test_dry_run_writes_nothing(project: Path, lora_prep: Callable[..., object])
     assert files(project / "data") == before
 
 
+def everything(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
+def test_a_dry_run_from_photographs_goes_through(
+    project: Path, lora_prep: Callable[..., object]
+) -> None:
+    before = everything(project)
+    result = lora_prep("run", "--photos", "photos", "--dry-run")
+    assert "normalize-faces: would be: 4 to make" in result.output
+    assert "masks: would be: as many as normalize makes" in result.output
+    document = json.loads(
+        lora_prep("run", "--photos", "photos", "--dry-run", "--json", code=0).stdout
+    )
+    assert len(document["steps"]) == 6
+    assert document["not_begun"] == []
+    assert everything(project) == before
+
+
+def test_a_dry_run_writes_no_report_and_asks_no_check_of_what_is_not_made(
+    project: Path, lora_prep: Callable[..., object]
+) -> None:
+    before = everything(project)
+    steps = ("--step", "masks", "--step", "validate", "--step", "report")
+    result = lora_prep("run", "photos", "--dry-run", "--masks", "m", *steps)
+    assert "masks-m: would be: 4 to make" in result.output
+    assert "validate: would be: a check of what the steps before it make" in result.output
+    assert everything(project) == before
+    alone = lora_prep("run", "photos", "--dry-run", "--step", "validate", code=1)
+    assert "0 pairs of 4 images" in alone.output
+
+
+def test_a_preset_goes_to_the_steps_that_have_it(
+    project: Path, lora_prep: Callable[..., object]
+) -> None:
+    (project / "lora-prep.toml").write_text('[masks]\nno-face = "white"\nmin-face = 100000\n')
+    steps = ("--step", "masks", "--step", "augment")
+    lora_prep("run", "photos", "--masks", "m", "--preset", "embedded", *steps)
+    assert len(list((project / "m").iterdir())) == 4
+
+
 def test_a_missing_folder_is_said(project: Path, lora_prep: Callable[..., object]) -> None:
     assert "there is no folder" in lora_prep("run", "nowhere", "--step", "masks", code=2).output

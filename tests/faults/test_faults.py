@@ -36,9 +36,7 @@ def test_signals(forking: Zygote, tmp_path: Path, case, number) -> None:
 
 
 def test_the_harness_notices_a_writer_that_is_not_atomic(forking: Zygote, tmp_path: Path) -> None:
-    counts = kill.killed(
-        forking, NORMALIZE, signal.SIGKILL, tmp_path, times=12, seed=1, naive=True
-    )
+    counts = kill.killed(forking, NORMALIZE, signal.SIGKILL, tmp_path, times=12, seed=1, naive=True)
     assert counts.partial > 0
 
 

@@ -33,7 +33,7 @@ def data(tmp_path):
     for name in ("a.png", "b.png"):
         image = np.full((150, 160, 3), 120, np.uint8)
         for (x, y), colour in zip(LANDMARKS, COLOURS, strict=True):
-            cv2.circle(image, (round(x - 0.5), round(y - 0.5)), 4, colour, cv2.FILLED)
+            cv2.circle(image, (round(x), round(y)), 4, colour, cv2.FILLED)
         mask = np.zeros((150, 160), np.uint8)
         cv2.ellipse(mask, (75, 82), (28, 32), 0, 0, 360, 255, cv2.FILLED)
         sample = dataset.sample(name)
@@ -88,10 +88,29 @@ def test_a_variant_is_an_image_a_mask_a_caption_and_its_faces(data):
     info = outcomes[1].info
     assert (info["parent"], info["variant"], info["faces"]) == ("faces/a.png", 1, 1)
     (a, b, tx), (c, d, ty) = info["matrix"]
-    (x, y), moved = LANDMARKS[0], next(f for s, _, f in found_faces(stage) if "a001" in s.name)
+    x, y = (v + 0.5 for v in LANDMARKS[0])  # the matrix counts from the image's corner
+    moved = next(f for s, _, f in found_faces(stage) if "a001" in s.name)
     assert moved[0].landmarks[0] == pytest.approx(
-        (a * x + b * y + tx, c * x + d * y + ty), abs=0.05
+        (a * x + b * y + tx - 0.5, c * x + d * y + ty - 0.5), abs=0.01
     )
+
+
+def test_a_mirrored_landmark_is_on_the_mirrored_pixel(data):
+    stage, _ = augment(data, count=1, pipeline=PRESETS["flip-only"])
+    (left, y), (right, z) = LANDMARKS[:2]
+    for _, image, (face,) in found_faces(stage):
+        width = image.shape[1]
+        assert face.landmarks[:2] == ((width - 1 - right, z), (width - 1 - left, y))
+        assert face.box == pytest.approx((width - 105, 50, width - 45, 115))
+
+
+def test_a_landmark_in_the_first_row_of_pixels_is_in_the_picture(data):
+    sample = data.sample("a.png")
+    high = ((60.0, -0.3), (90.0, -0.3), *LANDMARKS[2:])
+    record(data, sample, sample.image.read_bytes(), (Face((45.0, 0.0, 105.0, 115.0), 0.9, high),))
+    up = [{"transform": "Affine", "translate_px": {"x": 0, "y": -30}, "p": 1.0}]
+    _, outcomes = augment(data, count=1, pipeline=up, with_masks=False, tries=1)
+    assert [o.code for o in outcomes] == ["face-lost", ""], "it was watched, and left"
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -106,7 +125,7 @@ def test_landmarks_lie_on_the_dots_and_left_stays_left(data, flip):
         for (x, y), source in zip(face.landmarks, order, strict=True):
             near = np.abs(image.astype(int) - COLOURS[source]).sum(axis=2) < 150
             rows, columns = np.nonzero(near)
-            assert np.hypot(columns.mean() + 0.5 - x, rows.mean() + 0.5 - y) < 1
+            assert np.hypot(columns.mean() - x, rows.mean() - y) < 1
 
 
 def test_the_same_files_whatever_the_threads_and_in_however_many_runs(data):
@@ -143,6 +162,72 @@ def test_a_variant_that_was_edited_by_hand_is_kept(data):
     after = files(data.root / "augmented")
     kept = {n for n in before if before[n] == after[n]}
     assert {"images/a-a001.png", "masks/a-a001.png"} <= kept
+
+
+def test_another_format_takes_the_place_of_the_first_and_back(data):
+    augment(data)
+    stage, outcomes = augment(data, format="jpeg")
+    assert [o.status for o in outcomes] == [Status.DONE] * 6
+    assert {p.suffix for p in stage.made.images.iterdir()} == {".jpg", ".txt"}
+    assert len(list(stage.made.masks.iterdir())) == 6
+    _, outcomes = augment(data, format="jpeg")
+    assert [o.status for o in outcomes] == [Status.FRESH] * 6
+    augment(data)
+    assert {p.suffix for p in stage.made.images.iterdir()} == {".png", ".txt"}
+
+
+def test_what_is_no_longer_made_goes_and_what_others_made_stays(data):
+    stage, _ = augment(data)
+    data.sample("a.png").caption.unlink()
+    augment(data, with_masks=False)
+    assert list(stage.made.masks.iterdir()) == []
+    assert {p.name[0] for p in stage.made.images.glob("*.txt")} == {"b"}
+    mask = stage.made.sample("a-a000.png").mask
+    caption = stage.made.sample("a-a000.png").caption
+    mask.write_bytes(imageio.encode_mask(np.zeros((150, 160), np.uint8)))
+    caption.write_text("theirs")
+    _, outcomes = augment(data, with_masks=False, seed=1)
+    assert {o.status for o in outcomes} == {Status.DONE}
+    assert mask.is_file()
+    assert caption.read_text() == "theirs"
+
+
+def test_an_edited_picture_of_the_other_format_is_kept_alone(data):
+    stage, _ = augment(data)
+    edited = stage.made.sample("a-a001.png").image
+    edited.write_bytes(imageio.encode_image(np.zeros((150, 160, 3), np.uint8), "png"))
+    _, outcomes = augment(data, format="jpeg")
+    assert [o.status for o in outcomes].count(Status.KEPT) == 1
+    assert edited.is_file()
+    assert not edited.with_suffix(".jpg").exists()
+    run(stage_of(data, format="jpeg"), data.root, executor=LocalExecutor(2), force=True)
+    assert not edited.exists()
+    assert edited.with_suffix(".jpg").is_file()
+
+
+def test_both_formats_of_an_earlier_version_are_cleared_up(data):
+    stage, _ = augment(data, count=1)
+    before = files(stage.made.images)
+    augment(data, count=1, format="jpeg")
+    journal = data.state / "augment.jsonl"
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    for first, second in zip(lines[:2], lines[2:], strict=True):  # as it was written once
+        second["outputs"] = {**first["outputs"], **second["outputs"]}
+    journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for name, content in before.items():
+        (stage.made.images / name).write_bytes(content)
+    augment(data, count=1, format="jpeg")
+    assert {p.suffix for p in stage.made.images.iterdir()} == {".jpg", ".txt"}
+
+
+def test_variants_above_the_number_are_named(data):
+    assert stage_of(data).surplus() == []
+    augment(data, count=3)
+    assert stage_of(data).surplus() == []
+    stage = stage_of(data, count=1)
+    assert stage.surplus() == ["a-a001.png", "a-a002.png", "b-a001.png", "b-a002.png"]
+    stage.made.sample("a-a001.png").image.unlink()
+    assert stage.surplus() == ["a-a002.png", "b-a001.png", "b-a002.png"]
 
 
 def shift(least, most):

@@ -14,6 +14,7 @@ from lora_prep import imageio
 from lora_prep.backends.insightface import InsightFaceDetector
 from lora_prep.dataset import Dataset
 from lora_prep.embeddings import read_embeddings
+from lora_prep.errors import ItemError
 from lora_prep.stages.embed import record_path
 from sample_data.portraits import draw_portrait
 from tests.fakes.cell_recogniser import answer, write_recogniser
@@ -234,6 +235,33 @@ def test_an_interrupted_run_leaves_what_it_has(drawn, tmp_path, lora_prep, monke
     rest = document(lora_prep(*options, "--json"))
     assert rest["counts"]["fresh"] == len(half) + len(half.faceless)
     assert len(rows_of(root)) == 7
+
+
+@pytest.mark.parametrize("other", [("--det-size", "352"), ("--reference", "me.png")])
+def test_an_interrupted_run_keeps_the_file_that_it_cannot_make_yet(
+    other, data, lora_prep, monkeypatch
+):
+    """By another detector, or with a reference that is not looked at yet."""
+    path = data / "embeddings.safetensors"
+    before = path.read_bytes()
+    monkeypatch.chdir(data)
+    options = ("embed", data / "faces", *MODELS, *other, "--batch-size", 1, "--threads", 1)
+    detect = InsightFaceDetector.detect
+
+    def interrupted(self, image):
+        os.kill(os.getpid(), signal.SIGINT)
+        if other[0] == "--reference":
+            raise ItemError("not yet", code="not-yet")
+        return detect(self, image)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(InsightFaceDetector, "detect", interrupted)
+        said = lora_prep(*options, code=130).output
+    assert "left as it was" in said
+    assert path.read_bytes() == before
+    lora_prep(*options)
+    assert path.read_bytes() != before
+    assert len(rows_of(data)) == 7
 
 
 class TestRefused:

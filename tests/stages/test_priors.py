@@ -151,6 +151,39 @@ def test_other_settings_replace_ours_and_leave_other_peoples(draw, tmp_path):
     assert not second.keys() & first.keys()
 
 
+def test_what_workers_drew_alike_is_drawn_again_as_one_worker_would(draw, tmp_path):
+    alike = {seed_of(0, 2): noise(seed_of(0, 0)), seed_of(0, 3): noise(seed_of(0, 0))}
+    draw(Moody(alike))
+    wanted = content(tmp_path / "priors")
+    for path in (tmp_path / "priors").glob("[0-3]-*"):
+        path.unlink()
+    model = PipelineSpec(tmp_path / "model")
+    options = {"prompts": ("a person",), "count": 4, "painter": lambda *_: Moody(alike)}
+    stage = DrawPriors(tmp_path / "priors", tmp_path, model, Sampling(16, 16, 2), **options)
+    run(stage, tmp_path, executor=each_for_itself)
+    assert len(content(tmp_path / "priors")) == 4
+    digests = [name.partition("-")[2] for name in content(tmp_path / "priors")]
+    assert len(set(digests)) == 2, "three are alike"
+    theirs = tmp_path / "priors" / f"9-{digests[0]}"
+    theirs.write_bytes(b"of somebody else, under a name like ours")
+    assert [name[0] for name in stage.remove_repeated()] == ["2", "3"]
+    assert stage.remove_repeated() == []
+    assert theirs.is_file()
+    theirs.unlink()
+    run(stage, tmp_path, executor=LocalExecutor(1))
+    assert content(tmp_path / "priors") == wanted
+
+
+def each_for_itself(stage, tasks, attempt, stop):
+    """An executor with a worker for each task, all of which open the stage before any is done."""
+    tasks = list(tasks)
+    workers = [stage.open() for _ in tasks]
+    for task, worker in zip(tasks, workers, strict=True):
+        checked = attempt.load(worker, attempt.check(task))
+        ((checked, computed),) = attempt.compute(worker, [checked])
+        yield attempt.save(worker, checked, computed)
+
+
 def test_an_edited_image_is_kept(draw, tmp_path):
     draw(Moody())
     edited = next((tmp_path / "priors").glob("2-*"))

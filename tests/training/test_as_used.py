@@ -27,6 +27,13 @@ from lora_prep.errors import UsageError
 losses, step = training.LossSum(SUMS["masked, inverted, prior"]), whole_step()
 pred, target, mask = tensors()
 
+flow = training.Objective("flow_matching")
+steps = training.Objective("epsilon", torch.linspace(0.99, 0.01, 1000))
+sigmas, times = torch.rand(4), torch.tensor([0, 1, 500, 999])
+
+def noised(x, sigmas, times):
+    return flow.add_noise(x, x, sigmas), steps.add_noise(x, x, times)
+
 def everything(pred, whole):
     each = [loss(pred, target, mask) for loss in LOSSES.values()]
     return torch.stack(each), losses(replace(step, pred=whole)).total
@@ -38,6 +45,11 @@ for run in (everything, torch.compile(everything, fullgraph=True, backend="eager
     (each.sum() + total).backward()
     results.append((each.detach(), total.detach(), p.grad, whole.grad))
 torch.testing.assert_close(*results)
+once = torch.compile(noised, fullgraph=True, backend="eager")
+for _ in range(2):
+    torch.testing.assert_close(once(pred, sigmas, times), noised(pred, sigmas, times))
+    there = once(*(x.to("meta") for x in (pred, sigmas, times)))
+    assert all(x.is_meta for x in there)
 print("compiled")
 
 x = torch.ones(1, 2, 2, 2)

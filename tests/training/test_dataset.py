@@ -1,5 +1,9 @@
 """A prepared folder as torch data: one crop for all, full batches, the same examples every time."""
 
+import hashlib
+import tracemalloc
+import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -9,9 +13,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from lora_prep import imageio
-from lora_prep.embeddings import Embeddings
+from lora_prep.embeddings import Embeddings, read_embeddings
 from lora_prep.errors import DatasetError, UsageError
-from lora_prep.training.buckets import Bucket
+from lora_prep.training.buckets import Bucket, Crop
 from lora_prep.training.dataset import BucketBatches, Key, PreparedFolder, collate
 from lora_prep.training.latents import LatentCache
 
@@ -61,12 +65,16 @@ def embeddings(root: Path, *, without: tuple[int, ...] = (2,)) -> np.ndarray:
         scores=np.ones(n, np.float32),
         vectors=vectors,
         norms=np.ones(n, np.float32),
-        sha256=tuple("0" * 64 for _ in rows),
+        sha256=tuple(sha256(root / "faces" / f"p{i}.png") for i in rows),
         metadata={"model": "test"},
         similarities=np.array([0.0, 1.0] * (n // 2), np.float32),
     )
     (root / "embeddings.safetensors").write_bytes(found.to_bytes())
     return subject
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def folder(data: Path, **settings: object) -> PreparedFolder:
@@ -88,7 +96,8 @@ def test_image_mask_and_landmarks_stay_together(data: Path, crop: str, flip: boo
             assert (marked & masked).sum() / (marked | masked).sum() > 0.95
             flipped.append(example.crop.flip)
             if not example.has_face:
-                assert index == 2
+                assert index == 2 or cut_off(example.crop, landmarks(index))
+                assert not example.landmarks.any()
                 continue
             eye = 1 if example.crop.flip else 0  # in the mirror the left eye is on the right
             x, y = example.landmarks[eye].round().int().tolist()
@@ -98,6 +107,62 @@ def test_image_mask_and_landmarks_stay_together(data: Path, crop: str, flip: boo
                 assert example.image[0, y, x] < 0
     assert any(flipped) == flip
     assert not all(flipped)
+
+
+def cut_off(crop: Crop, points: np.ndarray) -> bool:
+    """Whether a point lies outside of the crop."""
+    moved = crop.points(points.astype(np.float64)) + 0.5
+    return bool((moved < 0).any() or (moved > (crop.bucket.width, crop.bucket.height)).any())
+
+
+def test_a_face_that_the_crop_cuts_off_is_no_face(tmp_path: Path) -> None:
+    """A portrait whose face is at the top, cut at its middle."""
+    (tmp_path / "faces").mkdir()
+    path = tmp_path / "faces" / "tall.png"
+    path.write_bytes(imageio.encode_image(np.full((1024, 256, 3), 90, np.uint8), "png"))
+    points = np.array([[[80, 60], [150, 60], [115, 90], [90, 120], [140, 120]]], np.float32)
+    one = np.ones(1, np.float32)
+    box = np.array([[60, 20, 180, 160]], np.float32)
+    vector = np.eye(1, 8, dtype=np.float32)
+    found = Embeddings(("tall.png",), np.zeros(1, np.int32), box, points, one, vector, one,
+                       (sha256(path),), {}, one)  # fmt: skip
+    (tmp_path / "embeddings.safetensors").write_bytes(found.to_bytes())
+    seen = {
+        crop: folder(tmp_path, missing_mask="ones", resolution=512, crop=crop)[0]
+        for crop in ("center", "face")
+    }
+    assert not seen["center"].has_face
+    assert not seen["center"].landmarks.any()
+    assert seen["face"].has_face
+    assert seen["face"].face_mask.any()
+
+
+def test_somebody_else_is_neither_a_face_nor_in_the_reference(data: Path) -> None:
+    """Image 1 shows only a stranger: below the threshold that `embed` wrote down."""
+    subject = embeddings(data)
+    path = data / "embeddings.safetensors"
+    found = read_embeddings(path)
+    similarities = np.array(found.similarities)
+    similarities[[name == "p1.png" for name in found.names]] = (0.1, 0.2)
+    vectors = np.array(found.vectors)
+    vectors[3] = np.eye(8, dtype=np.float32)[0]
+    for metadata, faces in (({"min_similarity": "0.28"}, 5), ({}, 6)):
+        made = replace(found, similarities=similarities, vectors=vectors, metadata=metadata)
+        path.write_bytes(made.to_bytes())
+        prepared = folder(data)
+        assert sum(source.face is not None for source in prepared.sources) == faces
+        assert np.allclose(prepared.reference, subject, atol=1e-6) == (faces == 5)
+
+
+def test_an_image_that_is_gone_is_not_in_the_reference(data: Path) -> None:
+    subject = embeddings(data)
+    path = data / "embeddings.safetensors"
+    found = read_embeddings(path)
+    vectors = np.array(found.vectors)
+    vectors[3] = np.eye(8, dtype=np.float32)[0]
+    path.write_bytes(replace(found, vectors=vectors).to_bytes())
+    (data / "faces" / "p1.png").unlink()
+    np.testing.assert_allclose(folder(data).reference, subject, atol=1e-6)
 
 
 def test_an_example_has_all_that_was_prepared(data: Path) -> None:
@@ -147,7 +212,61 @@ def test_a_missing_caption_takes_the_template(data: Path) -> None:
     assert [prepared[i].caption for i in range(3)] == ["a photo of ohwx"] * 2 + ["caption 2"]
 
 
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_opening_a_folder_reads_no_pixels(suffix: str, tmp_path: Path) -> None:
+    """32 MB of them, the PNG's orientation behind."""
+    (tmp_path / "faces").mkdir()
+    path = tmp_path / "faces" / f"large.{suffix}"
+    path.write_bytes(large(suffix))
+    tracemalloc.start()
+    prepared = folder(tmp_path, missing_mask="ones")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert prepared.sources[0].size == {"png": (200, 300), "jpg": (300, 200)}[suffix]
+    assert peak < 8 << 20
+
+
+def large(suffix: str) -> bytes:
+    image = np.zeros((200, 300, 3), np.uint8)
+    if suffix == "jpg":
+        return imageio.encode_image(image, "jpeg") + bytes(32 << 20)
+    small = imageio.encode_image(image, "png")
+    exif = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+    return small[:33] + chunk(b"IDAT", bytes(32 << 20)) + chunk(b"eXIf", exif) + chunk(b"IEND", b"")
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    checksum = zlib.crc32(kind + data).to_bytes(4, "big")
+    return len(data).to_bytes(4, "big") + kind + data + checksum
+
+
+def test_a_header_longer_than_what_is_read_at_first_is_found(tmp_path: Path) -> None:
+    (tmp_path / "faces").mkdir()
+    small = imageio.encode_image(np.zeros((200, 300, 3), np.uint8), "jpeg")
+    comments = (b"\xff\xfe\xff\xff" + bytes(65533)) * 6
+    (tmp_path / "faces" / "long.jpg").write_bytes(small[:2] + comments + small[2:])
+    assert folder(tmp_path, missing_mask="ones").sources[0].size == (300, 200)
+
+
 # ------------------------------------------------------------------ what is wrong is said
+def test_an_image_that_changed_after_it_was_embedded_is_refused(data: Path) -> None:
+    prepared = folder(data)
+    renamed(data, prepared)
+    with pytest.raises(DatasetError, match=r"p0\.png has changed .* run lora-prep embed"):
+        prepared[0]
+    assert prepared[1].has_face
+
+
+def test_embeddings_of_another_folder_are_refused(data: Path) -> None:
+    path = data / "embeddings.safetensors"
+    found = read_embeddings(path)
+    path.write_bytes(replace(found, metadata={"images": "others"}).to_bytes())
+    with pytest.raises(DatasetError, match=r"folder others, not of faces: .* lora-prep embed"):
+        folder(data)
+    path.write_bytes(replace(found, metadata={"images": "faces"}).to_bytes())
+    assert folder(data)[1].has_face
+
+
 def test_images_without_masks_are_refused_or_train_whole(data: Path) -> None:
     (data / "masks" / "p3.png").unlink()
     with pytest.raises(DatasetError, match=r"1 of 7 images have no mask .* p3\.png"):
@@ -293,6 +412,7 @@ def test_latents_are_made_again_when_anything_changes(
         calls.append(len(images))
         return torch.nn.functional.avg_pool2d(images, 8)
 
+    (data / "embeddings.safetensors").unlink()  # which would no longer be those of the image
     prepared, kept = folder(data), tmp_path / "latents"
     LatentCache(kept, "a", encode)(collate([prepared[0]]))
     key, identity = Key(0), "a"

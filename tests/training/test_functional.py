@@ -140,7 +140,7 @@ def test_a_white_mask_is_the_base_loss(loss):
 
 
 @settings(max_examples=30, deadline=None)
-@given(scale=st.floats(1e-6, 1e6), seed=st.integers(0, 1000))
+@given(scale=st.floats(1e-6, 1.4), seed=st.integers(0, 1000))
 def test_the_scale_of_a_mask_does_not_matter_when_normalised(scale, seed):
     pred, target, mask = tensors(seed)
     for how in ("sample", "batch"):
@@ -287,6 +287,30 @@ def test_masks_that_do_not_fit_are_named(mask, message):
         masked_loss(pred, target, mask)
     assert isinstance(caught.value, ValueError)
     assert isinstance(caught.value, UsageError)
+
+
+def test_a_video_mask_with_a_dimension_for_what_is_not_said_is_refused():
+    """(B,T,h,w) for as many frames as channels is not one weight a channel."""
+    video = torch.zeros(2, 3, 3, 4, 6)
+    with pytest.raises(ShapeError, match=r"mask is 2×3×4×6 .*\(B,1,T,h,w\) by frame"):
+        masked_loss(video, video, torch.ones(2, 3, 4, 6))
+    assert masked_loss(video, video, torch.ones(2, 1, 3, 4, 6)).shape == (2,)
+
+
+@pytest.mark.parametrize("value", [255.0, -0.5, float("nan"), 1.1])
+@pytest.mark.parametrize("name", ["masked", "face", "inverted prior"])
+def test_a_mask_that_is_not_from_0_to_1_is_refused(name, value):
+    pred, target, mask = tensors()
+    mask[0, 0, 0, 0] = value
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        with pytest.raises(UsageError, match=r"mask goes from .* not from 0 to 1: divide"):
+            LOSSES[name](pred, target, mask.to(dtype))
+
+
+def test_rounding_beyond_1_is_no_mistake():
+    pred, target, mask = tensors()
+    assert masked_loss(pred, target, torch.ones_like(mask) + 1e-6).isfinite().all()
+    assert masked_loss(pred[:0], target[:0], mask[:0]).shape == (0,)
 
 
 def test_shapes_that_differ_are_never_broadcast():

@@ -1,6 +1,7 @@
 """The objectives against diffusers' own schedulers, and the identities between them."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -294,6 +295,41 @@ def test_a_level_of_one_is_still_a_timestep():
 def test_what_cannot_be_is_said(make, message):
     with pytest.raises(UsageError, match=message):
         make()
+
+
+@pytest.mark.parametrize("value", [250.0, -0.1, float("nan")])
+def test_timesteps_are_no_sigmas(value, x0, noise):
+    """Pipelines give flow-matching models timesteps up to 1000, in floating point."""
+    t = torch.tensor([0.5, 0.5, 0.5, value])
+    for method in (flow().add_noise, flow().target, flow().x0, flow().noise):
+        with pytest.raises(UsageError, match=r"sigma goes from .* timestep / 1000"):
+            method(x0, noise, t)
+    assert flow().snr(torch.tensor([0.0, 1.0])).tolist() == [float("inf"), 0]
+    assert flow().snr(t.to("meta")).is_meta  # a device is not waited for
+
+
+class Copied(torch.Tensor):
+    """Remembers how it was copied to other devices."""
+
+    copies: list[dict] = []  # noqa: RUF012
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.to:
+            cls.copies.append(dict(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_the_schedule_is_copied_to_a_device_once_and_not_waited_for():
+    alphas = torch.linspace(0.99, 0.01, 1000).as_subclass(Copied)
+    objective = Objective("epsilon", alphas)
+    Copied.copies.clear()
+    for _ in range(3):
+        assert objective.coefficients(T.to("meta"))[0].is_meta
+    assert Copied.copies == [{"non_blocking": True}]
+    assert not objective.coefficients(T)[0].is_meta
+    other = replace(objective, alphas_cumprod=alphas / 2)
+    assert other.coefficients(T)[0][0] != objective.coefficients(T)[0][0]
 
 
 def test_shapes_that_do_not_fit_are_named(x0, noise):

@@ -10,6 +10,7 @@ from lora_prep.errors import DatasetError
 from lora_prep.validate import validate
 from lora_prep.validate.fix import MANIFEST, Move, apply, moves, undo
 from tests.validate.made import Data, encode, photo
+from tests.validate.test_alignment import journal
 
 
 def planned(data: Data) -> list[Move]:
@@ -128,6 +129,105 @@ def test_undo_leaves_what_has_taken_the_place(data: Data) -> None:
     assert (trash / "masks" / "extra.png").is_file()
 
 
-def test_undo_wants_a_manifest(data: Data, tmp_path: Path) -> None:
+def trash_of(data: Data, *lines: str) -> Path:
+    folder = data.root / ".lora-prep" / "trash" / "then"
+    folder.mkdir(parents=True)
+    (folder / MANIFEST).write_text("".join(lines))
+    return folder
+
+
+def test_undo_wants_a_manifest_in_the_trash_of_this_data_set(data: Data, tmp_path: Path) -> None:
+    dataset = Dataset.at(data.root)
     with pytest.raises(DatasetError, match="nothing was moved there"):
-        list(undo(Dataset.at(data.root), tmp_path))
+        list(undo(dataset, tmp_path))
+    folder = trash_of(data, "")
+    assert list(undo(dataset, folder)) == []
+    other = Data(tmp_path / "other")
+    other.image("a.jpg")
+    with pytest.raises(DatasetError, match="give the data set that it belongs to"):
+        list(undo(Dataset.at(other.root), folder))
+    (folder.parent / "link").symlink_to(folder)
+    with pytest.raises(DatasetError, match="no folder in"):
+        list(undo(dataset, folder.parent / "link"))
+    (folder / MANIFEST).unlink()
+    with pytest.raises(DatasetError, match="nothing was moved there"):
+        list(undo(dataset, folder))
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        ("taken.txt", "../secret.txt"),
+        ("../new.png", "masks/a.png"),
+        ("faces/../../new.png", "masks/a.png"),
+        ("out/new.png", "masks/a.png"),
+        ("taken.txt", "out/secret.txt"),
+    ],
+)
+def test_undo_moves_nothing_in_or_out(data: Data, before: str, now: str) -> None:
+    """Nor anything of a manifest in which one line would."""
+    secret = data.root.parent / "secret.txt"
+    secret.write_text("not yours")
+    (data.root / "out").symlink_to(data.root.parent)
+    lines = [{"from": "moved.md", "to": "faces/notes.md"}, {"from": before, "to": now}]
+    for order in (lines, lines[::-1]):
+        folder = trash_of(data, *(json.dumps(line) + "\n" for line in order))
+        kept = files(data)
+        with pytest.raises(DatasetError, match="leads out of the data set"):
+            list(undo(Dataset.at(data.root), folder))
+        assert files(data) == kept
+        assert secret.read_text() == "not yours"
+        folder.rename(folder.with_name("done"))
+        (folder.with_name("done") / MANIFEST).unlink()
+        folder.with_name("done").rmdir()
+
+
+def test_undo_follows_the_users_own_link_to_the_masks(data: Data, tmp_path: Path) -> None:
+    data.masks.rename(tmp_path / "elsewhere")
+    data.masks.symlink_to(tmp_path / "elsewhere")
+    data.mask("extra.png")
+    dataset = Dataset.at(data.root)
+    trash = apply(dataset, planned(data))
+    assert trash is not None
+    assert list(undo(dataset, trash)) == ["masks/extra.png"]
+    assert (tmp_path / "elsewhere" / "extra.png").is_file()
+
+
+def test_undo_passes_over_a_torn_last_line(data: Data) -> None:
+    line = json.dumps({"from": "faces/new.md", "to": "faces/notes.md"})
+    folder = trash_of(data, line, "\n", line[:20])
+    assert list(undo(Dataset.at(data.root), folder)) == ["faces/new.md"]
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"from": "a"}', '{"from": 1, "to": "b"}', "\0"])
+def test_undo_names_a_line_that_is_nobodys(data: Data, line: str) -> None:
+    folder = trash_of(data, line + "\n")
+    with pytest.raises(DatasetError, match=r"manifest\.jsonl, line 1, is not lora-prep's"):
+        list(undo(Dataset.at(data.root), folder))
+
+
+def test_the_mask_of_a_renamed_image_stays(data: Data) -> None:
+    (data.faces / "a.jpg").rename(data.faces / "renamed.jpg")
+    assert [issue.path for issue in validate(Dataset.at(data.root), select=["P002"]).issues]
+    assert planned(data) == []
+    data.mask("renamed.png")
+    assert [(m.code, m.source) for m in planned(data)] == [("P002", "masks/a.png")]
+
+
+@pytest.mark.parametrize("case", ["gone", "mask", "renamed", "edited"])
+def test_variants_go_only_with_their_image_and_as_they_were_made(data: Data, case: str) -> None:
+    made = ["augmented/images/a-0.jpg", "augmented/masks/a-0.png"]
+    for name in made:
+        (data.root / name).parent.mkdir(parents=True, exist_ok=True)
+        (data.root / name).write_bytes(name.encode())
+    journal(data, "augment", "faces/a.jpg", ["faces/a.jpg", "masks/a.png"], made)
+    (data.masks / "a.png").unlink()
+    if case == "renamed":
+        (data.faces / "a.jpg").rename(data.faces / "z.jpg")
+    elif case != "mask":
+        (data.faces / "a.jpg").unlink()
+    if case == "edited":
+        (data.root / made[0]).write_bytes(b"by hand")
+    assert validate(Dataset.at(data.root), select=["A003"]).issues
+    gone = [move.source for move in planned(data) if move.code == "A003"]
+    assert gone == (made if case == "gone" else [])

@@ -122,6 +122,46 @@ def test_caches_older_than_what_they_hold(data: Data, name: str, owner: bool) ->
     assert data.codes(select=["T"]) == ({"T005": [place]} if owner else {})
 
 
+def test_one_new_latent_hides_no_stale_one(data: Data) -> None:
+    for stem in ("a", "c", "été 北京"):
+        path = data.faces / "_latent_cache" / f"{stem}_01.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"latents")
+        os.utime(path, (2e9, 2e9))
+    (data.faces / "_latent_cache" / "aa_01.safetensors").write_bytes(b"of nobody")
+    assert data.codes(select=["T005"]) == {}
+    os.utime(data.faces / "_latent_cache" / "a_01.safetensors", (1e9, 1e9))
+    (issue,) = validate(Dataset.at(data.root), select=["T005"]).issues
+    assert (issue.path, issue.message) == (
+        "faces/_latent_cache",
+        "it has older latents of faces/a.jpg",
+    )
+    newer = data.faces / "_latent_cache" / "a_02.safetensors"
+    newer.write_bytes(b"of other settings")
+    os.utime(newer, (2e9, 2e9))
+    assert data.codes(select=["T005"]) == {}
+
+
+def test_latents_in_sub_folders_are_of_the_images_beside_them(data: Data) -> None:
+    data.image("sub/x.jpg")
+    data.mask("sub/x.png")
+    path = data.faces / "sub" / "_latent_cache" / "x_01.safetensors"
+    path.parent.mkdir()
+    path.write_bytes(b"latents")
+    os.utime(path, (1e9, 1e9))
+    found = data.codes(select=["T005"], recursive=True)
+    assert found == {"T005": ["faces/sub/_latent_cache"]}
+
+
+def test_what_is_written_at_every_start_hides_no_stale_cache(data: Data) -> None:
+    for name, when in (("latents/shard_0.bin", 1e9), ("iteration_order/x.arrow", 2e9)):
+        path = data.faces / "cache" / name
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"x")
+        os.utime(path, (when, when))
+    assert data.codes(select=["T005"]) == {"T005": ["faces/cache"]}
+
+
 def test_twins(data: Data) -> None:
     content = (data.faces / "a.jpg").read_bytes()
     data.image("b.jpg", content)

@@ -1,4 +1,4 @@
-"""Inputs that vanish or change while they are worked on, clocks that jump, devices that are full."""
+"""Inputs that vanish or change meanwhile, clocks that jump, devices that are full."""
 
 import random
 import time

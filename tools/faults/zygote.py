@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -47,10 +47,8 @@ class Running:
 
     def signal(self, number: int) -> None:
         """Send a signal, if the command is still there."""
-        try:
+        with suppress(ProcessLookupError):
             os.kill(self.pid, number)
-        except ProcessLookupError:
-            pass
 
     def wait(self) -> Ended:
         """Its end. Raises Hang."""
@@ -256,7 +254,7 @@ def _write_naively() -> None:
     """Write under the final name at once, as most scripts do: what the harness has to notice."""
     from lora_prep import imageio
 
-    def write(path: Path, data: bytes, *, token: str) -> Path:
+    def write(path: Path, data: bytes, *, token: str) -> Path:  # noqa: ARG001
         with path.open("wb", buffering=0) as file:
             for half in (data[: len(data) // 2], data[len(data) // 2 :]):
                 file.write(half)
@@ -264,7 +262,7 @@ def _write_naively() -> None:
         return path
 
     imageio.write_part = write
-    imageio.commit = lambda part, path: None
+    imageio.commit = lambda *_: None
 
 
 if __name__ == "__main__":

@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_prep import imageio
-from lora_prep.decisions import Decision
+from lora_prep import decisions, imageio
 from lora_prep.embeddings import Embeddings, read_embeddings
 from lora_prep.errors import LoraPrepError
 from lora_prep.faces import FaceRecord
@@ -92,7 +91,9 @@ def _embeddings() -> list[bytes]:
 
 def _lines() -> list[bytes]:
     stamp = Stamp("a" * 64, 3, (1, 2, 3))
-    entry = Entry("i.png", Status.DONE, "f", {"i.png": stamp}, {"masks/i.png": stamp}, info={"n": 1})
+    entry = Entry(
+        "i.png", Status.DONE, "f", {"i.png": stamp}, {"masks/i.png": stamp}, info={"n": 1}
+    )
     return [entry.to_line().encode()]
 
 
@@ -104,14 +105,14 @@ def _records() -> list[bytes]:
 def _decisions() -> list[bytes]:
     stamp = ["a" * 64, 3, [1, 2, 3]]
     value = {"verdict": "accepted", "edited": True, "image": stamp, "mask": stamp, "when": "now"}
-    return [json.dumps(value).encode()]
+    return [json.dumps({"schema": 1, "images": {"i.png": value}}).encode()]
 
 
 def _configurations() -> list[bytes]:
     return [
         b'[dataset]\nimages = "data/faces"\nmasks = "data/masks"\nrecursive = true\n',
         b'[masks]\nregion = "head"\nmin-face = 48\n[augment]\ncount = 3\nmin-kept = 0.5\n',
-    XX
+        b"[validate]\nstrict = true\n[run]\n",
     ]
 
 
@@ -202,15 +203,13 @@ def _header(path: Path) -> None:
 READERS = {
     "image": Reader(_picture, _pictures, mend=_mended_png),
     "mask": Reader(_mask, _masks, mend=_mended_png),
-    "embeddings": Reader(_in_a_file("embeddings.safetensors", read_embeddings), _embeddings, mend=_mended_safetensors),
+    "embeddings": Reader(
+        _in_a_file("embeddings.safetensors", read_embeddings), _embeddings, mend=_mended_safetensors
+    ),
     "journal-line": Reader(Entry.from_line, _lines, NOT_AN_ENTRY),
     "journal": Reader(_in_a_file("masks.jsonl", _journal), _lines),
     "faces": Reader(FaceRecord.from_bytes, _records, (KeyError, TypeError, ValueError)),
-    "decision": Reader(
-        lambda data: Decision.from_json(json.loads(data)),
-        _decisions,
-        (ValueError, KeyError, TypeError, AttributeError, RecursionError),
-    ),
+    "decisions": Reader(_in_a_file("review.json", decisions._load), _decisions),
     "config": Reader(_in_a_file("lora-prep.toml", _configuration), _configurations),
     "lora-header": Reader(_in_a_file("h.safetensors", _header), _loras, mend=_mended_safetensors),
     "lora": Reader(_in_a_file("lora.safetensors", _lora), _loras, mend=_mended_safetensors),

@@ -115,6 +115,17 @@ def covered(landmarks: Float[Tensor, "N 5 2"], side: int = SIDE) -> Float[Tensor
     return torch.cat([points.amin(1), points.amax(1)], 1)
 
 
+def visible(landmarks: Float[Tensor, "N 5 2"], height: int, width: int) -> Float[Tensor, " N"]:
+    """The part of what each crop shows that an image of this size holds, from 0 to 1.
+
+    NaN for landmarks that are not finite or all lie in one point.
+    """
+    box = covered(landmarks)
+    end = box.new_tensor([width - 1, height - 1])
+    low, high = box[:, :2].clamp_min(0), torch.minimum(box[:, 2:], end)
+    return (high - low).clamp_min(0).prod(1) / (box[:, 2:] - box[:, :2]).prod(1)
+
+
 def _samples(scale: float) -> int:
     return 1 if scale >= ANTIALIAS_BELOW else min(math.ceil(1 / scale), MOST_SAMPLES)
 

@@ -12,6 +12,7 @@ from lora_prep.embeddings import Embeddings, read_embeddings
 from lora_prep.errors import DatasetError
 from lora_prep.training.identity.align import align_faces
 from lora_prep.training.identity.onnx_module import Recogniser
+from lora_prep.training.subject import subject_rows, unit_mean
 
 ALIGNMENT = "insightface-norm_crop"
 """What `embeddings.safetensors` has to name: the only one that `align_faces` computes."""
@@ -40,27 +41,24 @@ def read_reference(
     """The subject's unit embedding, float32: the mean of each image's face most like the subject.
 
     `names` are the images to take (default: all). Rows of one image compete by their similarity to
-    the reference that `embed` was given, else by the detector's score.
+    the reference that `embed` was given, else by the detector's score; faces below the file's
+    `min_similarity` are somebody else's and left out. Images are not read: `lora-prep validate`
+    says which have changed since.
 
     Raises DatasetError where the file cannot be used, was made with another model than
-    `recogniser` or with another alignment, or has no face in those images.
+    `recogniser` or with another alignment, or has no face of the subject in those images.
     """
     path = Path(path)
     found = read_embeddings(path)
     if recogniser is not None:
         check_model(found, recogniser, path)
-    wanted = None if names is None else set(names)
-    likeness = found.scores if found.similarities is None else found.similarities
-    best: dict[str, int] = {}
-    for row, name in enumerate(found.names):
-        if (wanted is None or name in wanted) and (
-            name not in best or likeness[row] > likeness[best[name]]
-        ):
-            best[name] = row
-    if not best:
-        raise DatasetError(f"{path} has no face in the images asked for: run `lora-prep embed`")
-    mean = torch.tensor(found.vectors[list(best.values())]).mean(0)
-    return F.normalize(mean, dim=0)
+    rows = subject_rows(found, None if names is None else set(names))
+    if not rows:
+        raise DatasetError(
+            f"{path} has no face of the subject in the images asked for: run `lora-prep embed`, "
+            "with --reference IMG where it took somebody else for the subject"
+        )
+    return torch.from_numpy(unit_mean(found, list(rows.values())))
 
 
 def check_model(found: Embeddings, recogniser: Recogniser, path: Path | str) -> None:

@@ -6,6 +6,7 @@ decoded. The weight's warm-up is `LossSum`'s:
 `LossSum({..., "identity": (WarmUp(0.1, 500), IdentityTerm(...))})`.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
@@ -17,6 +18,7 @@ from torch import Tensor
 from lora_prep.errors import UsageError
 from lora_prep.training.batch import LossBatch, PerSample
 from lora_prep.training.functional import identity_loss
+from lora_prep.training.identity.align import visible
 from lora_prep.training.identity.decode import Decode, decode_faces
 from lora_prep.training.identity.onnx_module import Recogniser
 from lora_prep.training.identity.reference import embed_faces
@@ -24,6 +26,9 @@ from lora_prep.training.objectives import Objective
 from lora_prep.training.shapes import ShapeError
 
 Weighting = Literal["none", "linear", "alpha_bar"]
+
+LEAST_VISIBLE = 0.5
+"""The part of the aligned crop that the image has to hold: the rest of it would be black."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +41,8 @@ class IdentityInputs:
     """
 
     landmarks: Float[Tensor, "B 5 2"]
-    """In pixels of the image that was encoded; (0, 0) is the centre of its upper left pixel."""
+    """In pixels of the image that was encoded; (0, 0) is the centre of its upper left pixel. Faces
+    that lie mostly outside of it have no term, and a warning says so."""
     reference: Float[Tensor, "B D"] | Float[Tensor, " D"]
     """Of each sample, or of all."""
     valid: Bool[Tensor, " B"] | None = None
@@ -139,7 +145,8 @@ class IdentityTerm:
             latents, inputs.landmarks[rows], self.decode, factor=self.factor, margin=self.margin
         )
         found = embed_faces(self.recogniser, pixels, landmarks, antialias=self.antialias)
-        loss = identity_loss(found, self._reference(inputs, rows).to(found.device))
+        reference = self._reference(inputs, rows).to(found.device, non_blocking=True)
+        loss = identity_loss(found, reference)
         loss = loss * self._weighting(objective, t)
         parts = list(torch.zeros_like(weight, dtype=loss.dtype))
         for i, value in zip(rows, loss, strict=True):
@@ -172,7 +179,25 @@ class IdentityTerm:
             rows = rows & ~batch.is_prior
         elif batch.is_prior is not None:
             keep = ~batch.is_prior if keep is None else keep & ~batch.is_prior
+        rows = self._in_the_image(rows, inputs, batch)
         return rows.nonzero().flatten().tolist(), None if keep is None else keep.float()
+
+    def _in_the_image(self, rows: Tensor, inputs: IdentityInputs, batch: LossBatch) -> Tensor:
+        """`rows` without the faces that a crop of the image has cut off."""
+        if not rows.any():
+            return rows
+        one = batch.pred[:1].detach()
+        latents = one if self.unpack is None else self.unpack(one)
+        height, width = (self.factor * n for n in latents.shape[-2:])
+        outside = rows & (visible(inputs.landmarks, height, width) < LEAST_VISIBLE)
+        if outside.any():
+            warnings.warn(
+                f"{int(outside.sum())} of {int(rows.sum())} faces lie mostly outside of the image "
+                f"({width} × {height} pixels by factor={self.factor}): they have no identity term. "
+                "Where no crop cut them off, factor or the landmarks are wrong",
+                stacklevel=2,
+            )
+        return rows & ~outside
 
     def _weighting(self, objective: Objective, t: Tensor) -> Tensor | float:
         if self.weighting == "none":

@@ -88,7 +88,7 @@ def _config_of(folder: Path) -> Path:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(value, dict):
         raise UsageError(f"{path} holds no JSON object")
@@ -157,7 +157,16 @@ def read_header(path: Path) -> tuple[dict[str, tuple[int, ...] | None], dict[str
             header = json.loads(file.read(length))
         metadata = header.pop("__metadata__", {})
         shapes = {str(k): tuple(int(n) for n in v["shape"]) for k, v in header.items()}
-    except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError) as error:
+    except (
+        OSError,
+        ValueError,
+        struct.error,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise UsageError(f"{path} is no safetensors file: {error}") from error
     return dict(shapes), {str(k): str(v) for k, v in metadata.items()}
 

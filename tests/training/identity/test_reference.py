@@ -116,6 +116,19 @@ def test_of_several_faces_the_one_like_the_subject_is_taken(written: Path) -> No
         np.testing.assert_allclose(read_reference(written).numpy(), found.vectors[row], atol=1e-6)
 
 
+def test_strangers_are_not_part_of_the_reference(written: Path) -> None:
+    """Below the threshold that `embed` wrote down, a face is somebody else's."""
+    found = read_embeddings(written)
+    likeness = np.array([0.9, 0.1, 0.28, 0.27], np.float32)
+    about = {**found.metadata, "min_similarity": "0.28"}
+    written.write_bytes(replace(found, similarities=likeness, metadata=about).to_bytes())
+    mean = found.vectors[[0, 2]].mean(0)
+    reference = read_reference(written)
+    np.testing.assert_allclose(reference.numpy(), mean / np.linalg.norm(mean), atol=1e-6)
+    with pytest.raises(DatasetError, match=r"no face of the subject .* `lora-prep embed`"):
+        read_reference(written, names=["p1.png", "p3.png"])
+
+
 def test_evaluation_detects_and_says_where_there_is_no_face(
     portraits: list[Portrait], written: Path
 ) -> None:

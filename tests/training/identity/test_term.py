@@ -1,7 +1,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -217,6 +217,46 @@ def test_faces_over_the_border_and_larger_than_the_image() -> None:
     assert pixels.shape[0] == 3
     assert pixels.shape[2] <= 20
     assert moved.shape == (3, 5, 2)
+
+
+def test_faces_that_a_crop_cut_off_have_no_term(recogniser: Recogniser) -> None:
+    """The image is 96 × 128 pixels, and the crops 112: from none to all of them in it."""
+    it, decoder = term(recogniser)
+    batch = make([0.1] * 4)
+    moved = torch.tensor([[0.0, 0.0], [0.0, -200.0], [90.0, 0.0], [-10.0, -10.0]])
+    inputs = IdentityInputs(LANDMARKS + moved[:, None], batch.identity.reference)
+    for unpacked in (True, False):
+        there = replace(batch, identity=inputs)
+        if not unpacked:
+            assert batch.noisy is not None
+            there = replace(there, pred=pack(batch.pred), target=pack(batch.target),
+                            noisy=pack(batch.noisy))  # fmt: skip
+        chosen = replace(it, unpack=None if unpacked else lambda x: unpack(x, 64, 48))
+        with pytest.warns(UserWarning, match=r"2 of 4 faces .* \(96 × 128 pixels by factor=2\)"):
+            assert chosen(there).weight.tolist() == [1, 0, 0, 1]
+    assert [shape[0] for shape in decoder.shapes] == [2, 2]
+
+
+class Sent(Tensor):
+    """Remembers how it was sent to a device."""
+
+    sent: ClassVar[list[dict[str, Any]]] = []
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Everything is computed as ever."""
+        if func is Tensor.to:
+            cls.sent.append(dict(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_sending_the_reference_waits_for_nothing(recogniser: Recogniser) -> None:
+    batch = make([0.1, 0.1])
+    reference = batch.identity.reference.as_subclass(Sent)
+    inputs = replace(batch.identity, reference=reference)
+    Sent.sent.clear()
+    term(recogniser)[0](replace(batch, identity=inputs))
+    assert Sent.sent[0] == {"non_blocking": True}
 
 
 def wrong_type(batch: LossBatch) -> LossBatch:
