@@ -117,6 +117,7 @@ define step
 STAMP_$(1) := $$(call stamp,$(1),$(2))
 $(1): $$(STAMP_$(1))
 $$(STAMP_$(1)): $$(if $$(call newer,$$(STAMP_$(1)).start,$(3))$$(call newer,$$(STAMP_$(1)),$(4)),FORCE) $(5) | install
+	@test -d '$(DATA)' || { echo 'there is no folder $(DATA): say where it is, as in make $(1) DATA=dir'; exit 2; }
 	@mkdir -p '$(STATE)' && touch '$(STATE)/starting-$(1)'
 	$(BIN)/lora-prep $(1) $(2)
 	@rm -f '$(STATE)'/made-$(1)-* && mv '$(STATE)/starting-$(1)' '$$@.start' && touch '$$@'

@@ -98,6 +98,11 @@ def rejected(dataset: Dataset) -> frozenset[str]:
     return frozenset(n for n, d in read(dataset).items() if d.verdict is Verdict.REJECTED)
 
 
+def check(dataset: Dataset) -> None:
+    """Raises DatasetError where the file of decisions cannot be read or understood."""
+    _load(path(dataset))
+
+
 def path(dataset: Dataset) -> Path:
     """Where the decisions are kept."""
     return dataset.state / FILE_NAME

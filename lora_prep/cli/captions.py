@@ -100,6 +100,11 @@ def _print(
     from lora_prep.captions import Fault
     from lora_prep.cli.console import SHOWN, name
 
+    counts = Counter(f.fault for f in found)
+    alike = counts[Fault.DUPLICATE]
+    if not verbose and alike > 3:  # a template gives all of them the same
+        found = [f for f in found if f.fault is not Fault.DUPLICATE]
+        click.echo(f"{alike} captions are the same as another one's (--verbose lists them)")
     shown = found if verbose else found[:SHOWN]
     width = max((len(f.fault) for f in shown), default=0)
     for finding in shown:
@@ -107,7 +112,6 @@ def _print(
         click.echo(f"{finding.fault:{width}}  {name(finding.sample.name)}{said}")
     if len(shown) < len(found):
         click.echo(f"... and {len(found) - len(shown)} more (--verbose or --json lists all)")
-    counts = Counter(f.fault for f in found)
     told = ", ".join(f"{counts[fault]} {fault}" for fault in Fault if counts[fault])
     if filled:
         click.echo(f"{verb} {filled} captions")

@@ -115,9 +115,8 @@ IoU     of the mask as the trainer lays it over the image, and where it belongs
 @click.option(
     "--unmasked-weight",
     type=click.FloatRange(0, 1),
-    default=0.1,
-    show_default=True,
-    help="OneTrainer's weight of black.",
+    help="OneTrainer's weight of black.  [default: 0, as lora-prep export sets it; with --as-is "
+    "OneTrainer's own, 0.1]",
 )
 @click.option(
     "--out",
@@ -143,7 +142,7 @@ def command(
     resolution: int,
     batch_size: int,
     mask_min_value: float,
-    unmasked_weight: float,
+    unmasked_weight: float | None,
     out: Path | None,
     limit: int,
     as_json: bool,
@@ -157,11 +156,14 @@ def command(
     """
     from lora_prep.cli.console import SCHEMA, short
     from lora_prep.imageio import make_folder
+    from lora_prep.trainers.kohya import longest_side
     from lora_prep.trainers.view import Layout
 
     data = options.required(images)
     columns = _configured(data, trainers)
     if not columns:
+        if unmasked_weight is None:
+            unmasked_weight = 0.1 if as_is else 0.0
         layout = Layout(
             data,
             masks,
@@ -171,6 +173,7 @@ def command(
             unmasked_weight=unmasked_weight,
             recursive=recursive,
             prepared=not as_is,
+            max_bucket=1024 if as_is else longest_side(resolution),
         )
         columns = _of_dataset(layout, trainers, route)
     if out:
@@ -207,7 +210,7 @@ def _configured(data: Path, wanted: Sequence[str]) -> list[Column]:
     """The views of a trainer's configuration file, or of those in a folder; none: no such file."""
     from lora_prep.errors import DatasetError, UsageError
     from lora_prep.export.check import view_of
-    from lora_prep.export.files import MANIFEST, Manifest
+    from lora_prep.export.manifest import MANIFEST, Manifest
     from lora_prep.trainers import configs, open_view
 
     if (data / MANIFEST).is_file():

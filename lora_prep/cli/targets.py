@@ -96,9 +96,23 @@ def command(
 
 
 def resolve_model(model: str) -> "Model":
-    """The model that the user means; the only place that may ask the hub, for a config alone."""
+    """The model that the user means; the only place that may ask the hub, for a config alone.
+
+    A model's folder here goes before the known model of the same name; a note says which it is.
+    """
     from lora_prep.training import targets
 
+    folder = Path(model)
+    if model in targets.shipped() and folder.is_dir():
+        if targets.is_model(folder):
+            click.echo(
+                f"note: {model} is the folder here, not the known model of that name", err=True
+            )
+            return targets.resolve(folder)
+        click.echo(
+            f"note: {model} is the known model; the folder of that name here is no diffusers model",
+            err=True,
+        )
     if not Path(model).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         return targets.resolve(_hub_config(model))
     return targets.resolve(model)

@@ -2,18 +2,18 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 
-from lora_prep.errors import DatasetError, LoraPrepError
+from lora_prep.errors import LoraPrepError
 from lora_prep.export import schema
+from lora_prep.export.about import About
+from lora_prep.export.about import about as read_about
 from lora_prep.export.configs import parse
-from lora_prep.export.files import MANIFEST, Manifest, file_hash
-from lora_prep.export.places import Places
+from lora_prep.export.manifest import Manifest, has_hash
 from lora_prep.export.recipe import Shape
-from lora_prep.trainers import Trainer, open_view
-from lora_prep.trainers.view import Layout, View
+from lora_prep.trainers import open_view
+from lora_prep.trainers.view import View
 
 
 @dataclass
@@ -35,40 +35,31 @@ def check(out: Path) -> Checked:
     Raises DatasetError where there is no export.
     """
     manifest = Manifest.read(out)
-    if manifest.trainer not in get_args(Trainer) or not manifest.about:
-        raise DatasetError(
-            f"{out} holds no finished export ({MANIFEST}): make one with lora-prep export --to"
-        )
-    found = Checked(manifest.trainer)
+    trainer, about = read_about(out, manifest)
+    found = Checked(trainer)
     for name in sorted(manifest.pending):
         found.problems.append(f"{name}: the export was interrupted; run it again")
     for name, entry in sorted(manifest.files.items()):
         path = out / name
         if not path.is_file():
             found.problems.append(f"{name} is gone: export again")
-        elif file_hash(path) != entry.sha256 and name not in manifest.about["configs"]:
+        elif name not in about.configs and not has_hash(path, {entry.sha256}):
             found.problems.append(f"{name} is not as it was exported: export again (--force)")
-    found.problems += _configs(out, manifest)
-    _see(found, view_of(out, manifest), Shape(**manifest.about["shape"]), manifest)
+    found.problems += _configs(out, about)
+    _see(found, open_view(trainer, about.layout(out)), about)
     return found
 
 
 def view_of(out: Path, manifest: Manifest | None = None) -> View:
-    """The trainer's view of an export, for `lora_prep.trainers`."""
-    manifest = manifest or Manifest.read(out)
-    about = manifest.about
-    shape = Shape(**about["shape"])
-    masks = out / shape.masks if shape.mask_name in ("stem", "name") else None
-    settings = {"buckets": about["buckets"], **about["look"]}
-    layout = Layout(out / shape.images, masks, about["resolution"], **settings)
-    (trainer,) = [name for name in get_args(Trainer) if name == manifest.trainer]
-    return open_view(trainer, layout)
+    """The trainer's view of an export, for `lora_prep.trainers`. Raises DatasetError."""
+    trainer, about = read_about(out, manifest or Manifest.read(out))
+    return open_view(trainer, about.layout(out))
 
 
-def _configs(out: Path, manifest: Manifest) -> list[str]:
-    found = []
-    places = Places(manifest.about["root"], manifest.about["style"])
-    for name, kind in manifest.about["configs"].items():
+def _configs(out: Path, about: About) -> list[str]:
+    found: list[str] = []
+    places = about.places
+    for name, kind in about.configs.items():
         try:
             value = parse(name, (out / name).read_text("utf-8"))
         except FileNotFoundError:
@@ -86,7 +77,8 @@ def _configs(out: Path, manifest: Manifest) -> list[str]:
     return found
 
 
-def _see(found: Checked, view: View, shape: Shape, manifest: Manifest) -> None:
+def _see(found: Checked, view: View, about: About) -> None:
+    shape = about.shape
     try:
         names = view.names()
         masked = shape.mask_name != "none"
@@ -94,7 +86,7 @@ def _see(found: Checked, view: View, shape: Shape, manifest: Manifest) -> None:
     except LoraPrepError as error:
         found.problems.append(str(error))
         return
-    wanted = set(manifest.about["images"])
+    wanted = set(about.images)
     found.problems += [f"the trainer does not find {name}" for name in sorted(wanted - {*names})]
     found.problems += [
         f"{shape.images}/{name} is not of this export, and would be trained"

@@ -1,6 +1,7 @@
 """A trainer's configuration as values, as text, and read back by its format's own parser."""
 
 import json
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -48,11 +49,9 @@ class Command:
 
     def text(self, windows: bool) -> str:
         """Quoted for the shell, an option a line."""
-        import subprocess
-
         lines: list[str] = []
         for word in self.words:
-            quoted = subprocess.list2cmdline([word]) if windows else shlex.quote(word)
+            quoted = _for_cmd(word) if windows else shlex.quote(word)
             if word.startswith("--") or not lines:
                 lines.append(quoted)
             else:
@@ -61,6 +60,21 @@ class Command:
             return " ".join(lines)
         joint = " ^\n  " if windows else " \\\n  "
         return joint.join(lines)
+
+
+def _for_cmd(word: str) -> str:
+    """For cmd.exe in a batch file, and for how programs then take their line apart.
+
+    Quotes keep `| & ^ < >` from cmd, and not `%`. A quote within would end that, so such words are
+    escaped sign by sign. Programs take a backslash for an escape only before a quote.
+    """
+    if re.fullmatch(r"[\w.:\\/=,-]+", word):
+        return word
+    escaped = re.sub(r'(\\*)"', r'\1\1\\"', word)
+    quoted = '"' + re.sub(r"(\\+)$", r"\1\1", escaped) + '"'
+    if '"' in word:
+        quoted = re.sub(r'[()!^"<>&|]', r"^\g<0>", quoted)
+    return quoted.replace("%", "%%")
 
 
 def _toml(table: Mapping[str, Json], place: str) -> Iterator[str]:
@@ -107,5 +121,5 @@ def parse(name: str, text: str) -> Json:
                 return yaml.safe_load(text)
             case _:
                 return json.loads(text)
-    except (tomllib.TOMLDecodeError, yaml.YAMLError, json.JSONDecodeError) as error:
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
         raise DatasetError(f"{name} cannot be read: {error}") from error

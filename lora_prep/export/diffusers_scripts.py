@@ -22,6 +22,9 @@ _SCRIPTS = {
     "sd35-large": "train_dreambooth_lora_sd3.py",
 }
 
+_WITHOUT = {"train_dreambooth_lora.py": ("repeats", "lora_alpha")}
+"""Options that a script refuses, or refused in versions that are still in use."""
+
 
 def shape(_plan: Plan) -> Shape:
     """Every file is opened as an image: no captions beside them."""
@@ -69,6 +72,15 @@ def recipe(plan: Plan, gathered: Gathered) -> Recipe:
             f"prompt, {prompt!r}"
         )
     script = _SCRIPTS.get(plan.model.variant or "" if plan.model else "", "SCRIPT.py")
+    for key in _WITHOUT.get(script, ()):
+        value = arguments.pop(key, 1)
+        if key == "repeats" and value != 1:
+            notes.append(f"--repeats: {script} has none; the length is --max_train_steps")
+        elif key == "lora_alpha" and value != plan.rank and plan.alpha is not None:
+            notes.append(
+                f"--alpha: not every version of {script} has --lora_alpha, and without it alpha is "
+                f"the rank; add --lora_alpha {plan.network_alpha:g} if yours has it"
+            )
     words = ["accelerate", "launch", script]
     for key, value in arguments.items():
         words += [f"--{key}"] if value is True else [f"--{key}", f"{value}"]

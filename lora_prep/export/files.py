@@ -1,8 +1,7 @@
 """The export's folder: what is ours in it, what is not, and files that appear at once.
 
-A manifest names every file that an export wrote, with its hash. So a second export writes only what
-changed, removes what is no longer wanted, and touches nothing else. Before anything is written the
-manifest says what will be; a run that died half-way leaves no file that nobody owns.
+The manifest knows every file that an export wrote. So a second export writes only what changed,
+removes what is no longer wanted, and touches nothing else.
 """
 
 import hashlib
@@ -15,73 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from lora_prep import imageio
-from lora_prep.errors import DatasetError, UsageError
+from lora_prep.errors import UsageError
+from lora_prep.export.manifest import (
+    JOURNAL,
+    MANIFEST,
+    Entry,
+    Manifest,
+    announce,
+    file_hash,
+    file_stat,
+)
 from lora_prep.export.plan import Link
 from lora_prep.types import Json
-
-MANIFEST = ".lora-prep-export.json"
-SCHEMA = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A file of ours."""
-
-    sha256: str
-    made_from: str
-    """Hash of all it depends on."""
-    stat: tuple[int, int] | None = None
-    """Size and modification time in ns, which tell without reading that nothing changed."""
-    linked: bool = False
-    """It is the source's own file by another name."""
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """What a folder says about itself."""
-
-    trainer: str = ""
-    files: Mapping[str, Entry] = field(default_factory=dict)
-    pending: frozenset[str] = frozenset()
-    """Files that an export was about to write when it died."""
-    about: Mapping[str, Json] = field(default_factory=dict)
-    """How to read the export back: its configurations, folders, settings."""
-
-    @classmethod
-    def read(cls, out: Path) -> "Manifest":
-        """The manifest of a folder; an empty one where there is none. Raises DatasetError."""
-        path = out / MANIFEST
-        try:
-            document = json.loads(path.read_bytes())
-            files = {
-                name: Entry(
-                    str(e["sha256"]), str(e["from"]), e["stat"] and tuple(e["stat"]), e["linked"]
-                )
-                for name, e in document["files"].items()
-            }
-            pending = frozenset(document["pending"])
-            return cls(document["trainer"], files, pending, document["about"])
-        except (FileNotFoundError, NotADirectoryError):
-            return cls()
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DatasetError(
-                f"{path} cannot be read ({error}): delete the folder {out}, or export to another"
-            ) from error
-
-    def to_bytes(self) -> bytes:
-        """As JSON."""
-        files = {
-            name: {"sha256": e.sha256, "from": e.made_from, "stat": e.stat, "linked": e.linked}
-            for name, e in sorted(self.files.items())
-        }
-        document = {
-            "schema": SCHEMA,
-            "trainer": self.trainer,
-            "about": dict(self.about),
-            "pending": sorted(self.pending),
-            "files": files,
-        }
-        return (json.dumps(document, indent=1) + "\n").encode()
 
 
 @dataclass
@@ -96,8 +40,6 @@ class Folder:
     files: dict[str, Entry] = field(default_factory=dict)
     changed: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
-    _announced: frozenset[str] = frozenset()
-    """Files of this export, until the manifest on disk names them."""
 
     def __post_init__(self) -> None:
         self.before = Manifest.read(self.out)
@@ -108,27 +50,25 @@ class Folder:
             )
 
     def begin(self, names: Iterable[str]) -> None:
-        """Say which files will be written; refuse to write over those of others.
+        """Refuse to write over others' files, before anything is written.
 
         Raises UsageError where one of them is there and not ours, or was edited since.
         """
-        names = set(names)
-        for name in sorted(names):
+        if self.force:
+            return
+        for name in sorted(set(names)):
             path = self.out / name
-            if not os.path.lexists(path) or self.force:
+            if not os.path.lexists(path) or self.before.owns(name, path):
                 continue
-            entry = self.before.files.get(name)
-            if entry is None and name not in self.before.pending:
+            if name not in self.before.files and name not in self.before.pending:
                 raise UsageError(
                     f"{path} is in the way, and no export wrote it: move it, give another --out, "
                     "or --force to replace it"
                 )
-            if entry and name not in self.before.pending and self._edited(path, entry):
-                raise UsageError(
-                    f"{path} was changed by hand since the export: move it away to keep it, or "
-                    "give --force to replace it"
-                )
-        self._announced = frozenset(names)
+            raise UsageError(
+                f"{path} was changed by hand since the export: move it away to keep it, or "
+                "give --force to replace it"
+            )
 
     def is_fresh(self, names: Iterable[str], made_from: str, source: Path) -> bool:
         """Whether these files are there, made from just this; then they are kept."""
@@ -137,7 +77,7 @@ class Folder:
             if entry is None or entry.made_from != made_from:
                 return False
             path = self.out / name
-            if name in self.before.pending or not path.is_file() or self._edited(path, entry):
+            if name in self.before.pending or not path.is_file() or not entry.is_at(path):
                 return False
             if entry.linked and not path.samefile(source):
                 return False
@@ -148,8 +88,8 @@ class Folder:
         """Write a file, where it is not just so already."""
         path, digest = self.out / name, hashlib.sha256(data).hexdigest()
         if not path.is_file() or path.is_symlink() or file_hash(path) != digest or _shared(path):
-            self._write(name, data)
-        self.files[name] = Entry(digest, made_from, self._stat(path))
+            self._write(name, data, digest)
+        self.files[name] = Entry(digest, made_from, file_stat(path))
 
     def link(self, name: str, source: Path, data: bytes, how: Link, made_from: str) -> None:
         """Give a source file another name here; copy it where that is not possible."""
@@ -158,18 +98,20 @@ class Folder:
             self.put(name, data, made_from)
             return
         same = path.exists() and path.samefile(source) and path.is_symlink() == (how == "symlink")
-        if not same and self._may_write(name) and not _linked(source, path, how):
+        digest = hashlib.sha256(data).hexdigest()
+        if not same and self._may_write(name, digest) and not _linked(source, path, how):
             self.changed.pop()
             self.put(name, data, made_from)
             return
-        digest = hashlib.sha256(data).hexdigest()
-        self.files[name] = Entry(digest, made_from, None, linked=True)
+        self.files[name] = Entry(digest, made_from, None, True, os.path.realpath(source))
 
     def finish(self, about: Mapping[str, Json]) -> None:
         """Remove what an earlier export wrote and this one did not; write the manifest."""
+        real = Path(os.path.realpath(self.out))
         for name in sorted({*self.before.files, *self.before.pending} - {*self.files}):
-            path, entry = self.out / name, self.before.files.get(name)
-            if not os.path.lexists(path) or (entry and self._edited(path, entry)):
+            path = self.out / name
+            inside = Path(os.path.realpath(path.parent)).is_relative_to(real)
+            if not inside or not os.path.lexists(path) or not self.before.owns(name, path):
                 continue
             self.removed.append(name)
             if not self.dry_run:
@@ -177,7 +119,8 @@ class Folder:
                 with suppress(OSError):  # others' files in it
                     path.parent.rmdir()
         if not self.dry_run:
-            self._write_manifest(self.files, frozenset(), about)
+            self._write_manifest(self.files, about)
+            (self.out / JOURNAL).unlink(missing_ok=True)
 
     def strangers(self, folders: Iterable[str]) -> list[str]:
         """Files in these folders that no export wrote: the trainer may take them for data."""
@@ -189,49 +132,28 @@ class Folder:
                 found += sorted(n for n in names if n not in self.files and "/." not in n)
         return found
 
-    def _write(self, name: str, data: bytes) -> None:
-        if self._may_write(name):
+    def _write(self, name: str, data: bytes, digest: str) -> None:
+        if self._may_write(name, digest):
             imageio.replace(self.out / name, data)
 
-    def _may_write(self, name: str) -> bool:
+    def _may_write(self, name: str, digest: str) -> bool:
         """Note a change, and own its file before it is there; False in a dry run."""
         self.changed.append(name)
         if self.dry_run:
             return False
         imageio.make_folder((self.out / name).parent)
-        if self._announced:
-            pending = self.before.pending | self._announced
-            self._write_manifest(self.before.files, pending, self.before.about)
-            self._announced = frozenset()
+        if not self.before.trainer and len(self.changed) == 1:
+            self._write_manifest({}, {})
+        announce(self.out, name, digest)
         return True
 
-    def _write_manifest(
-        self, files: Mapping[str, Entry], pending: frozenset[str], about: Mapping[str, Json]
-    ) -> None:
-        data = Manifest(self.trainer, files, pending, about).to_bytes()
+    def _write_manifest(self, files: Mapping[str, Entry], about: Mapping[str, Json]) -> None:
+        data = Manifest(self.trainer, files, about=about).to_bytes()
         path = self.out / MANIFEST
         with suppress(OSError):
             if path.read_bytes() == data:
                 return
         imageio.replace(path, data)
-
-    def _edited(self, path: Path, entry: Entry) -> bool:
-        """Whether a file of ours is not as it was written. Links change with their source."""
-        if entry.linked:
-            return False
-        if not path.is_file():
-            return os.path.lexists(path)
-        if entry.stat is not None and self._stat(path) == entry.stat:
-            return False
-        return file_hash(path) != entry.sha256
-
-    @staticmethod
-    def _stat(path: Path) -> tuple[int, int] | None:
-        try:
-            found = path.stat()
-        except OSError:
-            return None
-        return found.st_size, found.st_mtime_ns
 
 
 def fingerprint(*parts: Any) -> str:
@@ -241,11 +163,6 @@ def fingerprint(*parts: Any) -> str:
         data = part if isinstance(part, bytes) else json.dumps(part, sort_keys=True).encode()
         digest.update(len(data).to_bytes(8, "big") + data)
     return digest.hexdigest()
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file's content."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _shared(path: Path) -> bool:

@@ -6,7 +6,7 @@ from lora_prep.export.configs import Command, Config
 from lora_prep.export.gather import Gathered
 from lora_prep.export.plan import Plan
 from lora_prep.export.recipe import Recipe, Shape, common_notes
-from lora_prep.trainers.kohya import bucket
+from lora_prep.trainers.kohya import large_enough, longest_side
 from lora_prep.trainers.view import Layout
 
 _SCRIPTS = {
@@ -49,7 +49,7 @@ def recipe(plan: Plan, gathered: Gathered) -> Recipe:
             "resolution": resolution,
             "batch_size": plan.batch_size,
             "enable_bucket": plan.buckets,
-            **({"max_bucket_reso": 2 * resolution} if plan.buckets else {}),
+            **({"max_bucket_reso": longest_side(resolution)} if plan.buckets else {}),
             "subsets": subsets,
         }
         for resolution in plan.resolutions
@@ -76,7 +76,7 @@ def recipe(plan: Plan, gathered: Gathered) -> Recipe:
             "alpha_mask": plan.uses_masks and not by_folder,
             "masked_loss": by_folder,
             "class_images": bool(gathered.classes),
-            "max_bucket": 2 * plan.resolutions[0],
+            "max_bucket": longest_side(plan.resolutions[0]),
         },
     )
 
@@ -89,14 +89,9 @@ def enlarged_size(plan: Plan, width: int, height: int) -> tuple[int, int] | None
     """
     resolution = max(plan.resolutions)
     layout = Layout(
-        plan.out, resolution=resolution, buckets=plan.buckets, max_bucket=2 * resolution
+        plan.out, resolution=resolution, buckets=plan.buckets, max_bucket=longest_side(resolution)
     )
-    size = (width, height)
-    for _ in range(4):  # the rounded size may fall to the next bucket
-        wanted = bucket(*size, layout).scaled
-        if wanted[0] <= size[0] and wanted[1] <= size[1]:
-            break
-        size = wanted
+    size = large_enough(width, height, layout)
     return None if size == (width, height) else size
 
 
@@ -112,7 +107,7 @@ def _words(plan: Plan, gathered: Gathered, config: str, *, by_folder: bool) -> t
     words += ["--network_module", module]
     words += ["--network_dim", str(plan.rank), "--network_alpha", f"{plan.network_alpha:g}"]
     if arguments:
-        words += ["--network_args", *arguments]
+        words += ["--network_args", *arguments, "--network_train_unet_only"]
     if by_folder:
         words.append("--masked_loss")
     if gathered.classes:

@@ -24,6 +24,9 @@ _MODEL_TYPES = {
     "qwen-image": "QWEN",
 }
 
+_TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4")
+"""By default they are trained, too; the selected layers are of the model itself."""
+
 
 def shape(plan: Plan) -> Shape:
     """Masks lie beside the images."""
@@ -71,6 +74,7 @@ def recipe(plan: Plan, gathered: Gathered) -> Recipe:
         train["model_type"] = kind
     if plan.emission and plan.emission.value:
         train.update(plan.emission.value)
+        train.update({part: {"train": False} for part in _TEXT_ENCODERS})
     notes = common_notes(plan)
     if not (plan.base and kind):
         notes.append(

@@ -32,6 +32,13 @@ def schema(name: str) -> Json:
     return json.loads(text)["keys"]
 
 
+@cache
+def names() -> frozenset[str]:
+    """All schemas."""
+    files = (resources.files(__package__) / "schemas").iterdir()
+    return frozenset(f.name.removesuffix(".json") for f in files if f.name.endswith(".json"))
+
+
 def problems(name: str, value: Json) -> list[str]:
     """What the trainer would not understand: unknown and missing keys, values of wrong types."""
     return list(_problems(schema(name), value, ""))

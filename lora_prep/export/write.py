@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from lora_prep import imageio
 from lora_prep.errors import DatasetError, ItemError
 from lora_prep.export import module
+from lora_prep.export.about import About
 from lora_prep.export.files import Folder, fingerprint
 from lora_prep.export.gather import Gathered, LeftOut, Picture, gather
 from lora_prep.export.kohya import enlarged_size
@@ -86,7 +87,7 @@ def export(
         writer.folder.put(config.name, config.text().encode(), "")
     text = train_md(plan, gathered, recipe)
     writer.folder.put(TRAIN_MD, text.encode(), "")
-    writer.folder.finish(_about(plan, shape, recipe, writer))
+    writer.folder.finish(_about(plan, shape, recipe, writer).to_json())
     report.images, report.classes = len(gathered.pictures), len(gathered.classes)
     report.notes, report.configs = recipe.notes, tuple(c.name for c in recipe.configs)
     report.changed, report.removed = writer.folder.changed, writer.folder.removed
@@ -200,17 +201,16 @@ class _Writer:
         return suffix
 
 
-def _about(plan: Plan, shape: Shape, recipe: Recipe, writer: _Writer) -> dict[str, Json]:
-    return {
-        "configs": {config.name: config.schema for config in recipe.configs},
-        "shape": asdict(shape),
-        "look": {**recipe.look},
-        "resolution": plan.resolutions[0],
-        "buckets": plan.buckets,
-        "images": [PurePosixPath(name).name for name in writer.images],
-        "root": plan.places.root,
-        "style": plan.places.style,
-    }
+def _about(plan: Plan, shape: Shape, recipe: Recipe, writer: _Writer) -> About:
+    return About(
+        {config.name: config.schema for config in recipe.configs},
+        shape,
+        recipe.look,
+        plan.resolutions[0],
+        plan.buckets,
+        tuple(PurePosixPath(name).name for name in writer.images),
+        plan.places,
+    )
 
 
 def _read(path: Path) -> bytes:

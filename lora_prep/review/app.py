@@ -202,7 +202,7 @@ class _Handlers:
             raise HTTPException(428, "X-Version has to say which version was edited")
         patch = np.frombuffer(data, np.uint8).reshape(height, width)
         saved = await run_in_threadpool(self.session.save, number, patch, x, y, version)
-        return _json({"version": saved.name})
+        return _json({"version": saved.name, "warning": _text(saved.warning)})
 
     async def change(self, request: Request) -> Response:
         value = await _value(request)

@@ -39,6 +39,8 @@ class Version:
     """As large as the image; all 0 where there is no file."""
     name: str
     """SHA-256 of the file, or "none": who saves says which version was changed."""
+    warning: str = ""
+    """What went wrong after the mask was saved."""
 
 
 class Session:
@@ -128,7 +130,8 @@ class Session:
         The mask that somebody else made goes to the trash before it is replaced. Raises ItemError:
         "changed" where `version` is not the one on the disk, "wrong-size" where the rectangle does
         not lie in the image, "shared-stem" where the mask is another image's, too; DatasetError
-        where it cannot be written.
+        where it cannot be written, or the decisions cannot be read: then nothing was changed. Once
+        the mask is replaced nothing is raised: that the edit could not be noted is a warning.
         """
         sample = self._sample(number)
         if others := self.dataset.sharers(sample):
@@ -154,14 +157,22 @@ class Session:
             else:
                 mask = _decoded(data, height, width)
             mask[y : y + rows, x : x + columns] = patch
+            decisions.check(self.dataset)
             if data is not None and _name(data) not in self._saved:
                 self._back_up(sample, data)
             new = imageio.encode_mask(mask)
             imageio.make_folder(sample.mask.parent)
             imageio.replace(sample.mask, new)
             self._saved.add(_name(new))
+            return Version(mask, _name(new), self._noted(sample))
+
+    def _noted(self, sample: Sample) -> str:
+        """Note that a mask was edited; returns why that failed."""
+        try:
             decisions.note_edit(self.dataset, sample)
-        return Version(mask, _name(new))
+        except (DatasetError, OSError) as error:
+            return f"the mask is saved, but not that it was edited here: {error}"
+        return ""
 
     def changed(self, number: int, operation: Operation, margin: Margin) -> Mask:
         """What an operation makes of the mask on the disk; writes nothing.
@@ -184,7 +195,7 @@ class Session:
                 return np.full_like(mask, 0 if operation == "clear" else 255)
             case "restore":
                 backup = self._backups.get(self._sample(number).name)
-                return _decoded(backup.read_bytes(), *mask.shape) if backup else mask
+                return _decoded(_backup(backup), *mask.shape) if backup else mask
             case _:
                 assert_never(operation)
 
@@ -297,6 +308,15 @@ def _bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ItemError(f"cannot be read: {error.strerror}", code="unreadable") from error
+
+
+def _backup(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ItemError(
+            f"the mask as it was cannot be read: {path} ({error.strerror})", code="unreadable"
+        ) from error
 
 
 def _decoded(data: bytes, height: int, width: int) -> Mask:

@@ -21,6 +21,7 @@ from lora_prep.trainers.pixels import (
     area_or_lanczos,
     cover,
     half_up,
+    lanczos,
     middle,
     orientation,
     read,
@@ -76,6 +77,22 @@ def bucket(width: int, height: int, layout: Layout) -> Fit:
         nearest = min(sizes, key=lambda s: abs(s[0] / s[1] - ratio))
         size = (width, height) if (width, height) in sizes else nearest
     return cover((width, height), size, half_up)
+
+
+def longest_side(resolution: int) -> int:
+    """`max_bucket_reso` as `lora-prep export` sets it: sd-scripts' 1024 cuts tall images."""
+    return 2 * resolution
+
+
+def large_enough(width: int, height: int, layout: Layout) -> Size:
+    """What `lora-prep export` enlarges an image to, so that no bucket is larger."""
+    size = (width, height)
+    for _ in range(4):  # the rounded size may fall to the next bucket
+        wanted = bucket(*size, layout).scaled
+        if wanted[0] <= size[0] and wanted[1] <= size[1]:
+            break
+        size = wanted
+    return size
 
 
 def _shrunk(width: int, height: int, area: int) -> Size:
@@ -166,7 +183,7 @@ class Kohya:
         if self.layout.prepared:
             mask_file = self.folders.prepared_mask(name)
             image = upright(image)
-            rgba = _with_alpha(image, mask_file)
+            rgba = _with_alpha(image, mask_file, self.layout)
             source = mask_file
         else:
             source = self.folders.any_mask(name)
@@ -252,9 +269,11 @@ class Kohya:
         )
 
 
-def _with_alpha(image: Picture, mask_file: Path | None) -> Picture:
-    """As `lora-prep export --to kohya` writes it."""
-    rgba = image.convert("RGB").convert("RGBA")
+def _with_alpha(image: Picture, mask_file: Path | None, layout: Layout) -> Picture:
+    """As `lora-prep export --to kohya` writes it: colours and alpha enlarged apart."""
+    size = large_enough(*image.size, layout)
+    colours = image.convert("RGB")
+    rgba = (colours if size == image.size else lanczos(colours, size)).convert("RGBA")
     if mask_file is not None:
         mask = upright(read(mask_file)).convert("RGB").getchannel("R")
         if mask.size != image.size:
@@ -262,5 +281,5 @@ def _with_alpha(image: Picture, mask_file: Path | None) -> Picture:
                 f"the mask is {mask.width}×{mask.height}, the image {image.width}×{image.height}: "
                 "lora-prep export refuses them"
             )
-        rgba.putalpha(mask)
+        rgba.putalpha(mask if size == image.size else lanczos(mask, size))
     return rgba

@@ -28,7 +28,7 @@ from torch import Tensor
 from lora_prep.errors import UsageError
 from lora_prep.training.batch import Countable, LossBatch, PerSample, Term
 from lora_prep.training.schedules import Schedule, as_schedule
-from lora_prep.training.shapes import as_float
+from lora_prep.training.shapes import as_float, same_shape
 from lora_prep.training.terms import PriorPreservation
 
 MOST_AUXILIARY = 2
@@ -103,8 +103,10 @@ class LossSum:
         `counts`: sum(weight) of each term over the whole step, from `counts` of all its parts;
         left out, the batch is the whole step. `scale` multiplies the total, and nothing else.
 
-        Raises UsageError that names the term for which an input is missing.
+        Raises UsageError that names the term for which an input is missing, ShapeError where `pred`
+        and `target` differ in shape.
         """
+        same_shape(batch.pred, batch.target, "target")
         active = self._active(batch)
         results = {
             name: _check(name, term(self._for(term, batch))) for name, (_, term) in active.items()

@@ -81,6 +81,26 @@ def test_routes_of_kohya_differ(data: Path, lora_prep: Run) -> None:
     lora_prep(*arguments, "--route", "rgba")
 
 
+@pytest.mark.parametrize("trainer", ["kohya", "onetrainer"])
+def test_a_data_set_is_shown_as_its_export(
+    trainer: str, data: Path, tmp_path: Path, lora_prep: Run
+) -> None:
+    """Small images, and a tall one: kohya's are enlarged, in longer buckets than its own."""
+    write(tmp_path / "tall", [(900, 300)])
+    for folder, into in (("images", "faces"), ("masks", "masks")):
+        (tmp_path / "tall" / folder / "m0.png").rename(data / into / "m9.png")
+    out = tmp_path / "out"
+    given = ("--resolution", 768, "--json")
+    lora_prep("export", "--to", trainer, data, "--out", out, "--trigger", "x", *given)
+    shown = [
+        json.loads(lora_prep("preview", *arguments, "--json").stdout)["views"][0]["items"]
+        for arguments in ((data, "--trainer", trainer, "--resolution", 768), (out,))
+    ]
+    keys = ("width", "height", "share", "inside", "agreement", "notes")
+    before, after = ({n: [i[k] for k in keys] for n, i in items.items()} for items in shown)
+    assert before == after
+
+
 def test_as_is_tells_what_the_folders_lack(data: Path, lora_prep: Run) -> None:
     arguments = ["preview", data, "--trainer", "onetrainer", "--resolution", 256]
     lora_prep(*arguments)

@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from lora_prep.training.targets import resolve
+from lora_prep.training.targets.meta import public_config
 
 Run = Callable[..., Any]
 
@@ -162,3 +163,21 @@ def test_a_known_model_needs_neither_torch_nor_diffusers() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "[]"
+
+
+def test_a_models_folder_goes_before_the_known_model_of_its_name(
+    lora_prep: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "sd15"
+    (folder / "transformer").mkdir(parents=True)
+    result = lora_prep("targets", "sd15", "--json")
+    known = json.loads(result.stdout)["model"]
+    assert known == json.loads(lora_prep("targets", "sd15", "--json").stdout)["model"]
+    assert "the folder of that name here is no diffusers model" in result.stderr
+    assert known["family"] != "flux2"
+    config = json.dumps(public_config("klein-9b"))
+    (folder / "transformer" / "config.json").write_text(config, "utf-8")
+    result = lora_prep("targets", "sd15", "--json")
+    assert json.loads(result.stdout)["model"]["variant"] == "klein-9b"
+    assert "sd15 is the folder here" in result.stderr

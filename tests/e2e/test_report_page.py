@@ -90,6 +90,8 @@ def names(page: Page) -> list[str]:
 
 
 def focused(page: Page) -> str:
+    """Name of the card that has the focus. The page moves it a moment after a key."""
+    page.wait_for_timeout(100)
     return page.locator(".card:focus .name").text_content() or ""
 
 

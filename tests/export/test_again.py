@@ -7,7 +7,9 @@ import shutil
 import numpy as np
 import pytest
 
-from lora_prep.export.files import MANIFEST, Manifest
+from lora_prep import imageio
+from lora_prep.errors import DatasetError
+from lora_prep.export.manifest import JOURNAL, MANIFEST, Manifest, announce, file_hash
 from tests.export.conftest import TRAINERS, tree
 
 
@@ -81,20 +83,150 @@ def test_a_folder_is_for_one_trainer(run):
     assert "holds an export for diffusion-pipe" in run.result.output
 
 
+def died(out, *names):
+    """The folder as a first export leaves it that died after having written these files."""
+    manifest = Manifest.read(out)
+    (out / MANIFEST).write_bytes(Manifest(manifest.trainer).to_bytes())
+    for name in names:
+        announce(out, name, file_hash(out / name))
+    with (out / JOURNAL).open("ab") as journal:
+        journal.write(b'["images/torn.png", "ab')
+
+
 def test_an_export_that_died_is_finished(run):
     out = run("ai-toolkit")
     whole = tree(out)
-    manifest = Manifest.read(out)
-    names = frozenset(manifest.files)
-    dead = Manifest(manifest.trainer, {}, names | {"images/gone.png"}, {})
-    (out / MANIFEST).write_bytes(dead.to_bytes())
-    (out / "images" / "a.png").write_bytes(b"half")
-    (out / "images" / "gone.png").write_bytes(b"half")
+    (out / "images" / "a.png").write_bytes(b"of another version")
+    (out / "images" / "gone.png").write_bytes(b"no longer wanted")
+    died(out, *Manifest.read(out).files, "images/gone.png")
     run("ai-toolkit")
     after = tree(out)
-    assert {k: v for k, v in after.items() if k != MANIFEST} == {
-        k: v for k, v in whole.items() if k != MANIFEST
-    }
+    assert {**after, MANIFEST: ""} == {**whole, MANIFEST: ""}
+
+
+def test_files_that_were_changed_after_an_export_died_are_kept(run):
+    out = run("ai-toolkit")
+    gone = out / "images" / "gone.png"
+    gone.write_bytes(b"no longer wanted")
+    died(out, *Manifest.read(out).files, "images/gone.png")
+    gone.write_bytes(b"mine")
+    mask = out / "masks" / "a.png"
+    before = mask.read_bytes()
+    mask.write_bytes(b"mine")
+    run("ai-toolkit", code=2)
+    assert "was changed by hand" in run.result.output
+    assert mask.read_bytes() == b"mine"
+    mask.write_bytes(before)
+    run("ai-toolkit")
+    assert gone.read_bytes() == b"mine"
+    assert not (out / JOURNAL).exists()
+
+
+def test_a_write_is_announced_before_it_is_done(run, monkeypatch):
+    def dies(path, data):
+        if path.name == "a.png":
+            raise DatasetError("the disk is full")
+        write(path, data)
+
+    write = imageio.replace
+    monkeypatch.setattr(imageio, "replace", dies)
+    out = run("diffusion-pipe", code=2)
+    monkeypatch.undo()
+    assert "images/a.png" in Manifest.read(out).pending
+    run("diffusion-pipe", "--check")
+
+
+@pytest.mark.parametrize("name", ["../precious.txt", "{precious}", "images/../../precious.txt", ""])
+@pytest.mark.parametrize("where", ["files", "journal"])
+def test_a_manifest_cannot_name_files_outside(name, where, run, tmp_path):
+    out = run("ai-toolkit")
+    precious = tmp_path / "precious.txt"
+    precious.write_bytes(b"mine")
+    name, digest = name.format(precious=precious), file_hash(precious)
+    if where == "files":
+        document = json.loads((out / MANIFEST).read_text())
+        document["files"][name] = {"sha256": digest, "from": "", "stat": None, "linked": True}
+        (out / MANIFEST).write_text(json.dumps(document))
+        run("ai-toolkit", code=2)
+        assert "is no name of a file in the export" in run.result.output
+    else:
+        announce(out, name, digest)
+        run("ai-toolkit")
+    assert precious.read_bytes() == b"mine"
+
+
+def test_nothing_is_removed_through_a_linked_folder(run, data, tmp_path):
+    out = run("onetrainer")
+    shutil.move(out / "images", tmp_path / "elsewhere")
+    (out / "images").symlink_to(tmp_path / "elsewhere")
+    before = set(tree(tmp_path / "elsewhere"))
+    (data / "faces" / "a.png").unlink()
+    run("onetrainer")
+    assert set(tree(tmp_path / "elsewhere")) == before
+
+
+def test_a_linked_journal_is_refused(run, tmp_path):
+    out = run("onetrainer")
+    (tmp_path / "precious.txt").write_bytes(b"mine")
+    (out / JOURNAL).symlink_to(tmp_path / "precious.txt")
+    run("onetrainer", "--repeats", 2, code=2)
+    assert (tmp_path / "precious.txt").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("how", ["hard", "symlink"])
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_file_that_took_a_links_place_is_kept(gone, how, run, data):
+    out = run("diffusion-pipe", "--link", how)
+    mine = out / "images" / "a.png"
+    mine.unlink()
+    mine.write_bytes(b"mine")
+    if gone:
+        (data / "faces" / "a.png").unlink()
+    run("diffusion-pipe", "--link", how, code=0 if gone else 2)
+    assert mine.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("how", ["hard", "symlink"])
+def test_a_link_whose_source_is_gone_is_removed(how, run, data):
+    out = run("diffusion-pipe", "--link", how)
+    (data / "faces" / "a.png").unlink()
+    run("diffusion-pipe", "--link", how)
+    assert not list(out.glob("images/a*"))
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {"configs": {}},
+        {"shape": {"images": "../x"}},
+        {"shape": {"nonsense": 1}},
+        {"shape": []},
+        {"look": {"nonsense": 1}},
+        {"look": {"resolution": 0}},
+        {"look": {"max_bucket": "x"}},
+        {"configs": {"dataset.toml": "../../x"}},
+        {"resolution": "x"},
+        {"style": []},
+        {"images": 5},
+        {"root": None},
+    ],
+)
+@pytest.mark.parametrize("command", [("export", "--check", "--out"), ("preview",)])
+def test_an_incomplete_manifest_is_said(command, about, run, lora_prep):
+    out = run("diffusion-pipe")
+    document = json.loads((out / MANIFEST).read_text())
+    document["about"] = about if about == {"configs": {}} else {**document["about"], **about}
+    (out / MANIFEST).write_text(json.dumps(document))
+    result = lora_prep(*command, out, code=2)
+    assert "does not say how to read the export" in result.output
+
+
+@pytest.mark.parametrize("command", [("export", "--check", "--out"), ("preview",)])
+@pytest.mark.parametrize("text", ["[" * 100_000, "5", '{"files": {"a": 1}}', '{"files": []}'])
+def test_a_damaged_manifest_is_said(text, command, run, lora_prep):
+    out = run("diffusion-pipe")
+    (out / MANIFEST).write_text(text)
+    assert "cannot be read" in lora_prep(*command, out, code=2).output
 
 
 def test_a_broken_manifest_is_said(run):

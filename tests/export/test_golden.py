@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from lora_prep.export import schema
+from lora_prep.export.configs import Command
 from tests.export.conftest import TRAINERS
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -130,3 +131,29 @@ def test_a_slider_of_ai_toolkit(run):
         "negative_prompt": "very young",
         "target_class": "a photo of a woman",
     }
+
+
+@pytest.mark.parametrize(
+    ("word", "written"),
+    [
+        ("D:\\train\\x.toml", "D:\\train\\x.toml"),
+        ("include_patterns=[r'^a(?:0|1)\\.']", "\"include_patterns=[r'^a(?:0|1)\\.']\""),
+        ("a&b", '"a&b"'),
+        ("100%PATH%", '"100%%PATH%%"'),
+        ("D:\\my set\\", '"D:\\my set\\\\"'),
+        ('a "b" | c', '^"a \\^"b\\^" ^| c^"'),
+        ("", '""'),
+    ],
+)
+def test_words_survive_cmd(word, written):
+    assert Command((word,)).text(windows=True) == written
+
+
+def test_the_script_for_sd15_is_given_what_it_knows(run):
+    options = ("--model", "sd15", "--repeats", 3, "--alpha", 4, "--rank", 8)
+    out = run("diffusers", *options)
+    values = json.loads((out / "arguments.json").read_text("utf-8"))
+    assert values["rank"] == 8
+    assert not {"repeats", "lora_alpha"} & set(values)
+    assert "note: --repeats: train_dreambooth_lora.py has none" in run.result.output
+    assert "note: --alpha: not every version" in run.result.output

@@ -7,10 +7,10 @@ import cv2
 import numpy as np
 import pytest
 
-from lora_prep import imageio
+from lora_prep import decisions, imageio
 from lora_prep.backends import SegmenterSpec
 from lora_prep.dataset import Dataset
-from lora_prep.errors import UsageError
+from lora_prep.errors import DatasetError, UsageError
 from lora_prep.review import app
 from lora_prep.review.session import Session
 from tests.fakes.review_server import TOKEN, Served, serving
@@ -399,3 +399,16 @@ def test_a_palette_mask_keeps_the_weights_that_trainers_read(page: Served, data:
     after = cv2.imread(str(data.masks / "a.png"), cv2.IMREAD_UNCHANGED)
     before[2:6, 2:6] = 0
     assert np.array_equal(after, before)
+
+
+def test_a_saved_mask_that_could_not_be_noted_is_answered_with_a_warning(
+    page: Served, data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise DatasetError("no space left")
+
+    monkeypatch.setattr(decisions, "note_edit", full)
+    answer = put(page, 0, np.full((1, 1), 9, np.uint8))
+    assert answer.status == 200
+    assert "no space left" in str(answer.json["warning"])
+    assert answer.json["version"] == version(page, 0)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from lora_prep import decisions, imageio
 from lora_prep.dataset import Dataset
 from lora_prep.decisions import Verdict
-from lora_prep.errors import ItemError
+from lora_prep.errors import DatasetError, ItemError
 from lora_prep.faces import FaceRecord, faces_path
 from lora_prep.masks import Margin
 from lora_prep.review.session import Session
@@ -189,3 +190,40 @@ def test_there_has_to_be_a_mask_to_accept(data: Dataset, session: Session) -> No
     with pytest.raises(ItemError, match="no mask to accept"):
         session.decide(0, Verdict.ACCEPTED)
     assert session.decide(0, Verdict.REJECTED)["verdict"] == "rejected"
+
+
+def test_nothing_is_saved_where_the_decisions_cannot_be_read(
+    data: Dataset, session: Session
+) -> None:
+    decisions.path(data).parent.mkdir(exist_ok=True)
+    decisions.path(data).write_text("{")
+    with pytest.raises(DatasetError, match="not what lora-prep wrote"):
+        session.save(0, np.zeros((1, 1), np.uint8), 0, 0, session.mask(0).name)
+    assert np.array_equal(on_disk(data, "a.png"), weights(0))
+    assert not (data.state / "trash").exists()
+
+
+def test_a_mask_that_was_saved_is_not_called_unsaved(
+    data: Dataset, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = imageio.replace
+
+    def full(path: Path, content: bytes) -> None:
+        if path == decisions.path(data):
+            raise DatasetError(f"{path}: no space left")
+        replace(path, content)
+
+    monkeypatch.setattr(imageio, "replace", full)
+    first = session.save(0, np.full((1, 1), 9, np.uint8), 0, 0, session.mask(0).name)
+    assert "the mask is saved" in first.warning
+    assert "no space left" in first.warning
+    assert on_disk(data, "a.png")[0, 0] == 9
+    monkeypatch.undo()
+    assert session.save(0, np.zeros((1, 1), np.uint8), 0, 0, first.name).warning == ""
+
+
+def test_restore_says_that_the_backup_is_gone(data: Dataset, session: Session) -> None:
+    session.save(0, np.zeros((1, 1), np.uint8), 0, 0, session.mask(0).name)
+    shutil.rmtree(data.state / "trash")
+    with pytest.raises(ItemError, match="the mask as it was cannot be read"):
+        session.changed(0, "restore", NONE)

@@ -41,6 +41,7 @@ from lora_prep.training import (
     slider_loss,
     sum_over_processes,
 )
+from lora_prep.training.shapes import ShapeError
 
 SIZE = 7
 
@@ -371,3 +372,9 @@ def test_no_value_is_looked_at_in_a_step():
     for terms in SUMS.values():
         losses = LossSum(terms)
         assert losses(b, counts=losses.counts([b])).total.shape == ()
+
+
+def test_a_target_is_not_broadcast() -> None:
+    batch = LossBatch(torch.zeros(2, 4, 8, 8), torch.zeros(2, 1, 8, 8))
+    with pytest.raises(ShapeError, match=r"target is 2×1×8×8"):
+        LossSum({"base": (1.0, Diffusion())})(batch)

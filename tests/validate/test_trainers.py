@@ -11,6 +11,7 @@ from PIL import Image
 from lora_prep.dataset import Dataset
 from lora_prep.faces import FaceRecord, faces_path
 from lora_prep.types import Face
+from lora_prep.validate import validate
 from lora_prep.validate.latents import Grid, lost_to_bucket
 from tests.validate.made import Data, ellipse, encode, photo
 

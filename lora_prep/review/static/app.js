@@ -100,10 +100,12 @@ async function saveNow() {
       headers: { "Content-Type": "application/octet-stream", "X-Version": state.version },
       body: mask.rows(rect),
     });
-    state.version = (await response.json()).version;
+    const answer = await response.json();
+    state.version = answer.version;
     state.whole = false;
     current.edited = true;
     if (!mask.unsaved) saved("saved");
+    if (answer.warning) tell(answer.warning);
     list();
     return true;
   } catch (error) {

@@ -77,10 +77,10 @@ class SliderRecord:
             if isinstance(low, bool) or isinstance(high, bool):
                 raise ValueError
             low, high = float(low), float(high)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
             raise UsageError(
-                f"its metadata says {RANGE} = {metadata[RANGE]!r}: it wants two numbers, such as "
-                "[-1.0, 1.0] (`lora-prep slider set-range` writes it)"
+                f"its metadata says {RANGE} = {metadata[RANGE][:60]!r}: it wants two numbers, "
+                "such as [-1.0, 1.0] (`lora-prep slider set-range` writes it)"
             ) from error
         kind = metadata.get(KIND, "stated")
         return cls(

@@ -10,7 +10,7 @@ Importing this imports neither torch nor diffusers.
 
 from lora_prep.training.targets.emit import CONSUMERS, Emission, emit, emit_all
 from lora_prep.training.targets.families import Layer, Model
-from lora_prep.training.targets.meta import resolve, shipped
+from lora_prep.training.targets.meta import is_model, resolve, shipped
 from lora_prep.training.targets.names import Block, Naming
 from lora_prep.training.targets.presets import PRESETS, Preset
 from lora_prep.training.targets.select import Selection, select
@@ -27,6 +27,7 @@ __all__ = [
     "Selection",
     "emit",
     "emit_all",
+    "is_model",
     "resolve",
     "select",
     "shipped",

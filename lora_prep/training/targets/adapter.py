@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_prep.errors import UsageError
-from lora_prep.training.targets import meta, names
+from lora_prep.training.targets import meta, names, sound
 from lora_prep.training.targets.families import Model
 from lora_prep.training.targets.names import Block, Key, Role
 from lora_prep.training.targets.select import Selection
@@ -21,8 +21,8 @@ from lora_prep.training.targets.select import Selection
 if TYPE_CHECKING:
     from torch import Tensor
 
-ADAPTER = "lora_adapter_metadata"
-"""Where diffusers keeps PEFT's configuration (ranks, alphas) in a file's metadata, as JSON."""
+ADAPTER = sound.ADAPTER
+"""Where diffusers keeps PEFT's configuration in a file's metadata."""
 
 SELECTION = "lora_prep.selection"
 """Where `split` notes what a part is."""
@@ -98,7 +98,7 @@ class Lora:
 
 
 def read(path: Path) -> Lora:
-    """Read a LoRA file whole. Raises UsageError where it is none."""
+    """Read a LoRA file whole. Raises UsageError where it is none, or not a sound one."""
     shapes, metadata = meta.read_header(path)
     if path.suffix != ".safetensors":
         raise UsageError(f"{path}: only .safetensors files are read")
@@ -114,13 +114,27 @@ def read(path: Path) -> Lora:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UsageError(f"{path} cannot be read: {error}") from error
-    return Lora(path, {key: tensors[key] for key in shapes}, metadata)
+    lora = Lora(path, {key: tensors[key] for key in shapes}, metadata)
+    _check(lora)
+    return lora
+
+
+def _check(lora: Lora) -> None:
+    for module in lora.modules:
+        down, up = (lora.tensors[key] if key else None for key in (module.down, module.up))
+        sound.check_pair(lora.path, module.stem, down, up)
+        if module.alpha is not None:
+            sound.check_alpha(lora.path, module.alpha, lora.tensors[module.alpha])
+    sound.peft_config(lora.path, lora.metadata)
 
 
 def write(
     path: Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str], *, force: bool = False
 ) -> None:
-    """Write a LoRA file, whole or not at all. Raises UsageError where it may not or cannot be."""
+    """Write a LoRA file, whole or not at all; equal ones have equal bytes.
+
+    Raises UsageError where it may not or cannot be.
+    """
     from safetensors.torch import save_file
 
     if path.suffix != ".safetensors":
@@ -131,6 +145,7 @@ def write(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({k: t.contiguous() for k, t in tensors.items()}, part, dict(metadata) or None)
+        meta.sort_metadata(part)
         part.replace(path)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error}") from error
@@ -202,7 +217,7 @@ def scale(lora: Lora, module: Module) -> float:
     rank = lora.tensors[module.down].shape[0]
     if module.alpha is not None:
         return float(lora.tensors[module.alpha].float().item()) / rank
-    config = _peft_config(lora.metadata)
+    config = sound.peft_config(lora.path, lora.metadata)
     prefix = names.parse(module.down).prefix
     alpha = config.get(f"{prefix}lora_alpha")
     for name, value in (config.get(f"{prefix}alpha_pattern") or {}).items():
@@ -212,14 +227,6 @@ def scale(lora: Lora, module: Module) -> float:
         return 1.0
     root = bool(config.get(f"{prefix}use_rslora"))
     return float(alpha) / (math.sqrt(rank) if root else rank)
-
-
-def _peft_config(metadata: Mapping[str, str]) -> dict[str, Any]:
-    try:
-        config = json.loads(metadata.get(ADAPTER, "{}"))
-    except ValueError:
-        return {}
-    return config if isinstance(config, dict) else {}
 
 
 # ---------------------------------------------------------------------------- split
@@ -335,7 +342,7 @@ def _check_same_style(loras: Sequence[Lora]) -> None:
 
 
 def _configs_but_targets(loras: Sequence[Lora]) -> list[dict[str, Any]]:
-    configs = [_peft_config(lora.metadata) for lora in loras]
+    configs = [sound.peft_config(lora.path, lora.metadata) for lora in loras]
     return [
         {k: v for k, v in config.items() if k.rpartition(".")[2] != "target_modules"}
         for config in configs
@@ -352,7 +359,16 @@ def _must_bake(loras: Sequence[Lora]) -> bool:
     if not any(configs):
         return False
     stems = [module.stem for lora in loras for module in lora.modules]
-    return any(config != configs[0] for config in configs) or len(set(stems)) < len(stems)
+    differ = any(config != configs[0] for config in configs)
+    return differ or not _targets_join(loras) or len(set(stems)) < len(stems)
+
+
+def _targets_join(loras: Sequence[Lora]) -> bool:
+    """Whether the files' target modules are the same, or lists, which can be put together."""
+    given = [sound.peft_config(lora.path, lora.metadata).items() for lora in loras]
+    targets = [{k: v for k, v in c if k.rpartition(".")[2] == "target_modules"} for c in given]
+    lists = all(isinstance(value, list) for one in targets for value in one.values())
+    return lists or all(one == targets[0] for one in targets)
 
 
 def _merged_metadata(
@@ -381,5 +397,5 @@ def _joined_targets(first: str | None, second: str) -> str:
     config, other = json.loads(first), json.loads(second)
     for key, value in other.items():
         if key.rpartition(".")[2] == "target_modules" and isinstance(value, list):
-            config[key] = sorted({*config.get(key, []), *value})
+            config[key] = sorted({*(config.get(key) or []), *value})
     return json.dumps(config)

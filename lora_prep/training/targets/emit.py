@@ -34,6 +34,9 @@ _ORIGINAL_KINDS: dict[str, dict[str, tuple[str, ...]]] = {
     "wan21": {"attn": ("self_attn", "cross_attn"), "ff": ("ffn",)},
 }
 
+_KOHYA_UNET_ONLY = "--network_train_unet_only"
+"""Without it sd-scripts trains the text encoders, too, whatever the blocks."""
+
 
 @dataclass(frozen=True, slots=True)
 class Emission:
@@ -172,7 +175,7 @@ def _original_parts(selection: Selection) -> tuple[list[str], bool]:
 
 def _network_args(module: str, arguments: Sequence[str]) -> str:
     quoted = " ".join(json.dumps(a).replace("\\\\", "\\") for a in arguments)
-    return f"--network_module {module} --network_args {quoted}"
+    return f"--network_module {module} --network_args {quoted} {_KOHYA_UNET_ONLY}"
 
 
 def _kohya(selection: Selection, rank: int) -> Emission:

@@ -40,9 +40,9 @@ def public_config(name: str) -> dict[str, Any]:
 def resolve(model: Any) -> Model:
     """The blocks and layers of a model.
 
-    `model`: a name of `shipped()`; a torch module; a diffusers folder, of a pipeline or of its
-    transformer; a `config.json`; a `.safetensors` checkpoint or LoRA, or the index of a sharded
-    checkpoint; or a dict with such a config.
+    `model`: a name of `shipped()`, as a text; a torch module; a diffusers folder, of a pipeline or
+    of its transformer; a `config.json`; a `.safetensors` checkpoint or LoRA, or the index of a
+    sharded checkpoint; or a dict with such a config. A Path is never taken for a name.
     Raises UsageError where it is none of these, or has no blocks of a kind that is known.
     """
     if isinstance(model, Mapping):
@@ -50,7 +50,7 @@ def resolve(model: Any) -> Model:
     if hasattr(model, "named_modules"):
         return from_module(model, type(model).__name__)
     title = str(model)
-    if title in shipped():
+    if title in shipped() and not isinstance(model, Path):
         return inventory.load(title)
     path = Path(model)
     if path.is_dir():
@@ -74,11 +74,20 @@ def resolve(model: Any) -> Model:
     return from_keys(read_header(path)[0], title)
 
 
+def is_model(folder: Path) -> bool:
+    """Whether a folder has the config of a diffusers model, of a pipeline or of its transformer."""
+    return any(file.is_file() for file in _configs(folder))
+
+
+def _configs(folder: Path) -> list[Path]:
+    return [place / "config.json" for place in (*(folder / part for part in _PARTS), folder)]
+
+
 def _config_of(folder: Path) -> Path:
     """The config of the part of a diffusers folder that LoRAs are trained on."""
-    for candidate in (*(folder / part for part in _PARTS), folder):
-        if (candidate / "config.json").is_file():
-            return candidate / "config.json"
+    for file in _configs(folder):
+        if file.is_file():
+            return file
     raise UsageError(
         f"{folder} is no diffusers model: there is a config.json neither in it nor in a folder "
         "transformer or unet in it"
@@ -155,7 +164,7 @@ def read_header(path: Path) -> tuple[dict[str, tuple[int, ...] | None], dict[str
             if length > MAX_HEADER:
                 raise ValueError(f"its header would have {length} bytes")
             header = json.loads(file.read(length))
-        metadata = header.pop("__metadata__", {})
+        metadata = {str(k): str(v) for k, v in header.pop("__metadata__", {}).items()}
         shapes = {str(k): tuple(int(n) for n in v["shape"]) for k, v in header.items()}
     except (
         OSError,
@@ -168,7 +177,25 @@ def read_header(path: Path) -> tuple[dict[str, tuple[int, ...] | None], dict[str
         RecursionError,
     ) as error:
         raise UsageError(f"{path} is no safetensors file: {error}") from error
-    return dict(shapes), {str(k): str(v) for k, v in metadata.items()}
+    return dict(shapes), metadata
+
+
+def sort_metadata(path: Path) -> None:
+    """Put the metadata of a safetensors file that was just written in the order of its keys.
+
+    The library keeps it in a hash map, whose order differs from one call to the next. The header
+    keeps its length, and the tensors their places. Raises OSError.
+    """
+    with path.open("r+b") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+        if "__metadata__" not in header:
+            return
+        ordered = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
+        text = json.dumps(ordered, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= length:
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def from_keys(shapes: Mapping[str, tuple[int, ...] | None], title: str) -> Model:

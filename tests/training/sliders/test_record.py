@@ -36,7 +36,21 @@ def test_a_range_of_unknown_origin_counts_as_stated() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "2", "[1]", "[1, 2, 3]", '["a", 1]', "[true, 2]", "[2, 1]", "[1, NaN]", "null"]
+    "text",
+    [
+        "",
+        "2",
+        "[1]",
+        "[1, 2, 3]",
+        '["a", 1]',
+        "[true, 2]",
+        "[2, 1]",
+        "[1, NaN]",
+        "null",
+        "[" * 100_000,
+        f"[1, 1{'0' * 400}]",
+    ],
+    ids=lambda text: text[:12],
 )
 def test_a_broken_range_is_an_error(text: str) -> None:
     with pytest.raises(UsageError, match="range"):

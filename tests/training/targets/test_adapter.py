@@ -254,3 +254,78 @@ def test_nothing_is_replaced_unasked_and_nothing_is_left_behind(tmp_path: Path) 
     adapter.write(path, lora.tensors, {"a": "b"}, force=True)
     assert load_file(path).keys() == lora.tensors.keys()
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+STEM = "transformer.transformer_blocks.0.attn.to_q"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"alpha": torch.ones(2)}, "2 numbers"),
+        ({"alpha": torch.tensor(math.nan)}, "nan, where an alpha"),
+        ({"lora_A.weight": torch.tensor(1.0)}, "no matrix"),
+        ({"lora_B.weight": torch.ones(3)}, "no matrix"),
+        ({"lora_A.weight": torch.ones(3, 8)}, "ranks 2, 3"),
+        ({"lora_A.weight": torch.ones(0, 8), "lora_B.weight": torch.ones(8, 0)}, "ranks 0"),
+    ],
+)
+def test_a_lora_that_cannot_be_reckoned_with_is_refused(
+    tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    whole = {"lora_A.weight": torch.ones(2, 8), "lora_B.weight": torch.ones(8, 2)}
+    tensors = {f"{STEM}.{key}": tensor for key, tensor in {**whole, **change}.items()}
+    with pytest.raises(UsageError, match=f"a.safetensors: .*{said}"):
+        write(tmp_path / "a.safetensors", tensors)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        "{",
+        "[]",
+        '{"transformer.lora_alpha": "x"}',
+        '{"transformer.lora_alpha": NaN}',
+        '{"transformer.lora_alpha": 1' + "0" * 400 + "}",
+        '{"transformer.alpha_pattern": [1]}',
+        '{"transformer.alpha_pattern": {"attn.to_q": "x"}}',
+        '{"transformer.target_modules": [[]]}',
+    ],
+)
+def test_a_configuration_of_peft_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UsageError, match=r"a\.safetensors: .*lora_a"):
+        write(tmp_path / "a.safetensors", tensors_of("diffusers"), {adapter.ADAPTER: text})
+
+
+def test_target_modules_that_are_an_expression_are_not_joined(tmp_path: Path) -> None:
+    tensors = tensors_of("diffusers", 4, 1, torch.float32)
+    half = {k: v for k, v in tensors.items() if "single" in k}
+    rest = {k: v for k, v in tensors.items() if "single" not in k}
+    config = {"r": 4, "lora_alpha": 2}
+    a = write(tmp_path / "a.safetensors", half, peft_metadata(**config, target_modules=".*single"))
+    b = write(tmp_path / "b.safetensors", rest, peft_metadata(**config, target_modules=["to_q"]))
+    both = saved(tmp_path / "c.safetensors", adapter.merge([a, b], [1, 1]))
+    assert adapter.ADAPTER not in both.metadata
+    before, after = delta(a) | delta(b), delta(both)
+    assert all(torch.allclose(after[stem], before[stem], atol=1e-6) for stem in before)
+
+
+def test_equal_loras_have_equal_bytes(tmp_path: Path) -> None:
+    noted = {f"key {n} ü\n": f'"{n}"\x01\x7f' for n in range(20)}
+    lora = write(tmp_path / "a.safetensors", tensors_of("kohya"), noted)
+    for name, metadata in (("b", noted), ("c", dict(reversed(noted.items())))):
+        adapter.write(tmp_path / f"{name}.safetensors", lora.tensors, metadata)
+    one, other = (tmp_path / f"{name}.safetensors" for name in "bc")
+    assert one.read_bytes() == other.read_bytes()
+    again = adapter.read(one)
+    assert list(again.metadata.items()) == sorted(noted.items())
+    assert all(torch.equal(again.tensors[key], lora.tensors[key]) for key in lora.tensors)
+
+
+@pytest.mark.parametrize("header", [b"[" * 100_000, b'{"__metadata__": [1]}', b"[]"])
+def test_a_header_that_is_none_is_refused(tmp_path: Path, header: bytes) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(UsageError, match="no safetensors file"):
+        adapter.read(path)

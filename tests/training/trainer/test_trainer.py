@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from lora_prep.embeddings import Embeddings
 from lora_prep.errors import DatasetError, UsageError
+from lora_prep.journal import hash_file
 from lora_prep.training.sliders import SliderRecord
 from lora_prep.training.targets import adapter, resolve, select
 from lora_prep.training.trainer import families, logs, loop, lora, plots
@@ -106,7 +107,7 @@ def with_faces(world: Path, sha256: str) -> None:
         scores=np.ones(rows, np.float32),
         vectors=np.tile(vector, (rows, 1)).astype(np.float32),
         norms=np.ones(rows, np.float32),
-        sha256=("0" * 64,) * rows,
+        sha256=tuple(hash_file(world / f"data/faces/{i}.png") for i in range(rows)),
         metadata={"model": "tiny", "model_sha256": sha256, "alignment": "insightface-norm_crop"},
     )
     (world / "data/embeddings.safetensors").write_bytes(found.to_bytes())
