@@ -26,6 +26,7 @@ from torch.utils.data import Sampler
 from lora_prep import anatomy, imageio
 from lora_prep.captions import Fault, read
 from lora_prep.dataset import Dataset, Sample
+from lora_prep.decisions import rejected
 from lora_prep.errors import DatasetError, UsageError
 from lora_prep.training.buckets import Bucket, Crop, buckets, nearest
 from lora_prep.training.files import decoded, image_size, read_bytes
@@ -154,7 +155,8 @@ class PreparedFolder(TorchDataset[Example]):
     ) -> "PreparedFolder":
         """The data set at `path` (its image folder or its root) and the class images in `priors`.
 
-        Headers are read, no pixels. Captions are the `.txt` files; `caption` stands in for missing
+        Images that `lora-prep review` rejected are left out. Headers are read, no pixels.
+        Captions are the `.txt` files; `caption` stands in for missing
         and empty ones, `prior_caption` is that of all class images. With `embeddings.safetensors`
         at the root, each image's face is the one most like the subject, unless it is somebody
         else's (below the file's `min_similarity`), and `reference` the mean of those faces'
@@ -166,6 +168,8 @@ class PreparedFolder(TorchDataset[Example]):
         """
         dataset = Dataset.at(path, masks=masks, recursive=recursive)
         subject = Subject.of(dataset)
+        left_out = rejected(dataset)
+        samples = [sample for sample in dataset if sample.name not in left_out]
         sources = [
             Source(
                 sample,
@@ -174,10 +178,10 @@ class PreparedFolder(TorchDataset[Example]):
                 image_size(sample.image),
                 subject.faces.get(sample.name),
             )
-            for sample in dataset
+            for sample in samples
         ]
         if missing_mask == "error":
-            _require_masks(dataset)
+            _require_masks(dataset, samples)
         if priors is not None:
             class_images = Dataset.at(priors, masks=priors.parent / ".no-masks")
             sources += [
@@ -383,10 +387,10 @@ def _caption(sample: Sample, otherwise: str) -> str:
     return text
 
 
-def _require_masks(dataset: Dataset) -> None:
-    missing = [sample.name for sample in dataset if not sample.mask.is_file()]
+def _require_masks(dataset: Dataset, samples: Sequence[Sample]) -> None:
+    missing = [sample.name for sample in samples if not sample.mask.is_file()]
     if missing:
         raise DatasetError(
-            f"{len(missing)} of {len(dataset)} images have no mask in {dataset.masks}, the first "
+            f"{len(missing)} of {len(samples)} images have no mask in {dataset.masks}, the first "
             f'is {missing[0]}: run lora-prep masks, or give missing_mask="ones"'
         )

@@ -13,6 +13,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from lora_prep import imageio
+from lora_prep.dataset import Dataset
+from lora_prep.decisions import Verdict, decide
 from lora_prep.embeddings import Embeddings, read_embeddings
 from lora_prep.errors import DatasetError, UsageError
 from lora_prep.training.buckets import Bucket, Crop
@@ -432,3 +434,11 @@ def test_latents_are_made_again_when_anything_changes(
         torch.nn.functional.avg_pool2d(batch.images, 8),
     )
     assert calls == [1, 1]
+
+
+def test_images_that_were_rejected_are_left_out(data: Path) -> None:
+    dataset = Dataset.at(data)
+    decide(dataset, dataset.sample("p3.png"), Verdict.REJECTED)
+    names = [source.sample.name for source in folder(data).sources]
+    assert len(names) == len(SIZES) - 1
+    assert "p3.png" not in names

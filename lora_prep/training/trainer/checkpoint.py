@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,8 +120,11 @@ def read(folder: Path, device: torch.device) -> Checkpoint:
 
 
 def remove(out: Path) -> None:
-    """Delete all checkpoints of a run."""
-    shutil.rmtree(out / FOLDER, ignore_errors=True)
+    """Delete all checkpoints of a run, and nothing else that lies in their folder."""
+    for folder in (*find(out), *(out / FOLDER).glob(".step-*.part")):
+        shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):  # a folder with something else in it, or none
+        (out / FOLDER).rmdir()
 
 
 def _save(tensors: Mapping[str, Tensor], path: Path) -> None:

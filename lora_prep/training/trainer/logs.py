@@ -20,7 +20,7 @@ class Log:
         """Go on after `start` steps: lines of later ones, from before a crash, are dropped."""
         self.path, self.every = out / FILE, every
         self._pending: list[tuple[int, dict[str, Any], Tensor]] = []
-        lines = [json.dumps(line) for line in read(out) if line["step"] <= start]
+        lines = [json.dumps(line) for line in read(out) if _step(line) <= start]
         self._write("".join(f"{line}\n" for line in lines), "w")
         self._board: Any = None
         if tensorboard:
@@ -56,8 +56,7 @@ class Log:
         if broken:
             raise DatasetError(
                 f"the loss is no longer a number at step {broken} ({self.path}): lower "
-                "train.learning_rate, or set train.clip, and go on from the last checkpoint with "
-                "--restart"
+                "train.learning_rate, or set train.clip, and begin anew with --restart"
             )
 
     def _write(self, text: str, mode: str) -> None:
@@ -82,3 +81,9 @@ def read(out: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return lines
+
+
+def _step(line: object) -> float:
+    """The step of a line; a line without one, from a torn or foreign file, is dropped."""
+    step = line.get("step") if isinstance(line, dict) else None
+    return step if isinstance(step, int) else float("inf")

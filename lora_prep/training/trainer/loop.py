@@ -58,16 +58,16 @@ def train(plan: Plan, *, restart: bool = False, say: Say = print) -> Done:
     bf16 = config.model.dtype == "bfloat16" or (config.model.dtype == "auto" and cuda)
     accelerator = Accelerator(mixed_precision="no")  # autocast is the run's own, see _Run
     out, fingerprint = config.save.out, config.fingerprint()
-    if restart and accelerator.is_main_process:
-        checkpoint.remove(out)
-    accelerator.wait_for_everyone()
-    found = checkpoint.latest(out, fingerprint)
+    found = None if restart else checkpoint.latest(out, fingerprint)
     if found and checkpoint.describe(found)["step"] > config.train.steps:
         raise UsageError(
             f"{found} is beyond train.steps = {config.train.steps}: raise it, or give --restart"
         )
     dtype = torch.bfloat16 if bf16 else torch.float32
     run = _Run(plan, accelerator, dtype, say if accelerator.is_main_process else _quiet)
+    if restart and accelerator.is_main_process:  # only now: the model could be loaded
+        checkpoint.remove(out)
+    accelerator.wait_for_everyone()
     start = run.resume(found) if found else 0
     return run.steps(start)
 

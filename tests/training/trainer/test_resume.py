@@ -133,3 +133,12 @@ def test_ctrl_c_keeps_a_checkpoint_and_the_rest_equals_an_undisturbed_run(
     assert json.loads((stopped.checkpoint / "state.json").read_text())["step"] == 5
     resumed = made.train(world, "sd15", **RUN, save={"out": "stopped"})
     assert same(weights(whole.files[0]), weights(resumed.files[0]))
+
+
+def test_a_restart_deletes_checkpoints_and_nothing_else(tmp_path):
+    folder = tmp_path / checkpoint.FOLDER
+    (folder / "step-000010").mkdir(parents=True)
+    (folder / "step-000010" / "state.json").write_text("{}")
+    (folder / "sdxl.safetensors").write_bytes(b"mine")
+    checkpoint.remove(tmp_path)
+    assert [path.name for path in folder.iterdir()] == ["sdxl.safetensors"]
