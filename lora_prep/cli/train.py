@@ -1,7 +1,6 @@
 """`lora-prep train`."""
 
 import json
-import signal
 import sys
 from pathlib import Path
 
@@ -24,7 +23,9 @@ Examples:
 @click.argument("config", type=click.Path(dir_okay=False, path_type=Path), required=False)
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would be done.")
 @click.option("--example", is_flag=True, help="Print a configuration with every table.")
-@click.option("--restart", is_flag=True, help="Delete the run's checkpoints and begin anew.")
+@click.option(
+    "--restart", is_flag=True, help="Begin anew: delete the run's checkpoints, replace its files."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress; only problems.")
 def command(
@@ -94,4 +95,4 @@ def _train(plan: object, config: Path, *, restart: bool, as_json: bool, quiet: b
         for path in done.files:
             click.echo(path)
     if done.interrupted:
-        sys.exit(128 + signal.SIGINT)
+        sys.exit(128 + done.signal)

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ADAPTER = sound.ADAPTER
-"""Where diffusers keeps PEFT's configuration in a file's metadata."""
 
 SELECTION = "lora_prep.selection"
 """Where `split` notes what a part is."""
@@ -131,10 +130,7 @@ def _check(lora: Lora) -> None:
 def write(
     path: Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str], *, force: bool = False
 ) -> None:
-    """Write a LoRA file, whole or not at all; equal ones have equal bytes.
-
-    Raises UsageError where it may not or cannot be.
-    """
+    """Write a LoRA file whole, equal ones with equal bytes. Raises UsageError where it cannot."""
     from safetensors.torch import save_file
 
     if path.suffix != ".safetensors":
@@ -366,7 +362,7 @@ def _must_bake(loras: Sequence[Lora]) -> bool:
 def _targets_join(loras: Sequence[Lora]) -> bool:
     """Whether the files' target modules are the same, or lists, which can be put together."""
     given = [sound.peft_config(lora.path, lora.metadata).items() for lora in loras]
-    targets = [{k: v for k, v in c if k.rpartition(".")[2] == "target_modules"} for c in given]
+    targets = [{k: v for k, v in c if k.endswith("target_modules")} for c in given]
     lists = all(isinstance(value, list) for one in targets for value in one.values())
     return lists or all(one == targets[0] for one in targets)
 

@@ -4,7 +4,7 @@
       adapter.safetensors     the trained weights, float32
       average.safetensors     their moving average, where there is one
       optimizer.pt            the optimiser's state
-      state.json              step, and the configuration's fingerprint
+      state.json              step, the configuration's fingerprint, the data's, processes
 
 There is no random state and no position in the data: both are functions of the seed and the step.
 """
@@ -12,6 +12,7 @@ There is no random state and no position in the data: both are functions of the 
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -28,6 +29,9 @@ from lora_prep.errors import DatasetError, UsageError
 
 FOLDER = "checkpoints"
 
+_name = re.compile(r"step-\d{6,12}").fullmatch
+_part_name = re.compile(r"\.step-\d{6,12}\.part").fullmatch
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -42,27 +46,45 @@ class Checkpoint:
 
 def find(out: Path) -> list[Path]:
     """The whole checkpoints of a run, oldest first."""
-    folders = (out / FOLDER).glob("step-*")
-    return sorted(f for f in folders if (f / "state.json").is_file())
+    folders = [f for f in (out / FOLDER).glob("step-*") if _name(f.name)]
+    whole = [f for f in folders if (f / "state.json").is_file() and not f.is_symlink()]
+    return sorted(whole, key=lambda folder: int(folder.name.removeprefix("step-")))
 
 
 def describe(folder: Path) -> dict[str, Any]:
-    """Step and fingerprint. Raises DatasetError for a damaged one."""
+    """Step, fingerprint, digest of the data, processes. Raises DatasetError for a damaged one."""
     try:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        return {"step": int(state["step"]), "fingerprint": str(state["fingerprint"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return {
+            "step": int(state["step"]),
+            "fingerprint": str(state["fingerprint"]),
+            "data": str(state["data"]),
+            "processes": int(state["processes"]),
+        }
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DatasetError(f"the checkpoint {folder} is damaged: {error}. Delete it") from error
 
 
-def latest(out: Path, fingerprint: str) -> Path | None:
-    """The checkpoint to go on from. Raises UsageError where it was trained otherwise."""
+def latest(out: Path, fingerprint: str, data: str, processes: int) -> Path | None:
+    """The checkpoint to go on from. Raises UsageError where it was trained otherwise.
+
+    `data` is the digest of the images, `processes` how many train: with others the rest of the run
+    would see other batches than an undisturbed one.
+    """
     found = find(out)
     if not found:
         return None
-    if describe(found[-1])["fingerprint"] != fingerprint:
+    state = describe(found[-1])
+    other = ""
+    if state["fingerprint"] != fingerprint:
+        other = "with other settings"
+    elif state["data"] != data:
+        other = "on other data (images, masks, captions or decisions changed since)"
+    elif state["processes"] != processes:
+        other = f"by {state['processes']} processes, not {processes}"
+    if other:
         raise UsageError(
-            f"{found[-1]} was trained with other settings: to go on, take back what was changed; "
+            f"{found[-1]} was trained {other}: to go on, take back what was changed; "
             "to begin anew, give --restart, which deletes the checkpoints, or another [save] out"
         )
     return found[-1]
@@ -73,6 +95,8 @@ def write(
     step: int,
     fingerprint: str,
     *,
+    data: str,
+    processes: int,
     adapter: Mapping[str, Tensor],
     average: Mapping[str, Tensor] | None,
     optimizer: Any,
@@ -88,11 +112,11 @@ def write(
         if average is not None:
             _save(average, part / "average.safetensors")
         torch.save(optimizer.state_dict(), part / "optimizer.pt")
-        state = {"step": step, "fingerprint": fingerprint}
+        state = {"step": step, "fingerprint": fingerprint, "data": data, "processes": processes}
         (part / "state.json").write_text(json.dumps(state), encoding="utf-8")
         for path in part.iterdir():
             _flush(path)
-        if folder.exists():
+        if folder in find(out):
             shutil.rmtree(folder)
         part.rename(folder)
     except (OSError, SafetensorError, RuntimeError) as error:

@@ -190,6 +190,10 @@ class Config:
     slider: SliderConfig | None = None
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    written: Mapping[str, str] = field(
+        default_factory=dict, repr=False, compare=False, metadata={"table": False}
+    )
+    """Each path as the file has it, by the path that it was read as."""
 
     def terms(self) -> dict[str, str]:
         """The kind of each term by its name."""
@@ -213,9 +217,17 @@ class Config:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     def as_json(self) -> dict[str, Any]:
-        """All of it as JSON values."""
-        values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self), default=str))
+        """All of it as JSON values; paths as the file has them, wherever it was called from."""
+        tables = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        del tables["written"]
+        plain = {k: dataclasses.asdict(v) if _is_table(v) else v for k, v in tables.items()}
+        text = json.dumps(plain, default=lambda path: self.written.get(str(path), str(path)))
+        values: dict[str, Any] = json.loads(text)
         return values
+
+
+def _is_table(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
 def read(path: Path) -> Config:
@@ -233,7 +245,18 @@ def from_dict(values: Mapping[str, Any], where: str, folder: Path) -> Config:
     """The run that tables describe; relative paths are meant from `folder`."""
     config: Config = _table(Config, values, where, "", folder)
     _check(config, where)
-    return config
+    return dataclasses.replace(config, written=_written(config, values))
+
+
+def _written(config: Config, values: Mapping[str, Any]) -> dict[str, str]:
+    """The paths of a file as they are there, by what they were read as."""
+    found = {}
+    for table, keys in values.items():
+        for key in keys if isinstance(keys, Mapping) else ():
+            path = getattr(getattr(config, table), key, None)
+            if isinstance(path, Path):
+                found[str(path)] = str(keys[key])
+    return found
 
 
 def _table(kind: Any, values: Any, where: str, name: str, folder: Path) -> Any:
@@ -241,7 +264,7 @@ def _table(kind: Any, values: Any, where: str, name: str, folder: Path) -> Any:
     here = f"{where}: [{name}]" if name else where
     if not isinstance(values, Mapping):
         raise UsageError(f"{here} is {values!r}: write a table, [{name}]")
-    fields = {f.name: f for f in dataclasses.fields(kind)}
+    fields = {f.name: f for f in dataclasses.fields(kind) if f.metadata.get("table", True)}
     for key in values:
         if key not in fields:
             near = difflib.get_close_matches(str(key), fields, n=1)

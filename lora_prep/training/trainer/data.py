@@ -6,6 +6,7 @@ step is starting the count there. Nothing of it has to be kept in a checkpoint.
 
 import functools
 import hashlib
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +120,11 @@ class Order:
             epoch += 1
 
 
+def leave_interrupts(_: int) -> None:
+    """In a worker: Ctrl-C goes to the whole group of processes, and the main one deals with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def stream(
     data: Data, config: Config, start: int, stride: int, *, pin: bool = False
 ) -> Iterator[tuple[Batch, ...]]:
@@ -130,6 +136,7 @@ def stream(
                 batch_sampler=Order(data, config, start, stride),
                 collate_fn=collate,
                 num_workers=config.data.workers,
+                worker_init_fn=leave_interrupts,
                 pin_memory=pin,
             )
         )

@@ -106,7 +106,9 @@ def load(folder: Path, config: ModelConfig, device: torch.device, dtype: torch.d
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of torch_dtype's newer name
-            pipeline = kind.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
+            # A VAE that went through bfloat16 would encode to other latents than its file says.
+            dtypes = {"vae": torch.float32, "default": dtype}
+            pipeline = kind.from_pretrained(folder, torch_dtype=dtypes, local_files_only=True)
     except (OSError, ValueError, RuntimeError, AttributeError, ImportError, TypeError) as error:
         raise BackendError(f"the pipeline in {folder} cannot be loaded: {error}") from error
     try:

@@ -1,6 +1,7 @@
 """A line of JSON for each step, in tensorboard too where that is asked for."""
 
 import json
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lora_prep import imageio
 from lora_prep.errors import DatasetError
 
 FILE = "log.jsonl"
@@ -20,8 +22,11 @@ class Log:
         """Go on after `start` steps: lines of later ones, from before a crash, are dropped."""
         self.path, self.every = out / FILE, every
         self._pending: list[tuple[int, dict[str, Any], Tensor]] = []
-        lines = [json.dumps(line) for line in read(out) if _step(line) <= start]
-        self._write("".join(f"{line}\n" for line in lines), "w")
+        self.recent: deque[dict[str, Any]] = deque(maxlen=every)
+        """The last lines, for whoever shows progress."""
+        lines = [json.dumps(line) for line in read(out) if line["step"] <= start]
+        imageio.make_folder(out)
+        imageio.replace(self.path, "".join(f"{line}\n" for line in lines).encode())
         self._board: Any = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -45,12 +50,14 @@ class Log:
             finite = all(abs(v) < float("inf") for v in values.values())  # NaN is not, either
             broken = broken or (0 if finite else step)
             rounded = {k: v if abs(v) < float("inf") else str(v) for k, v in values.items()}
-            lines.append(json.dumps({"step": step, **rounded, **line}) + "\n")
+            whole = {"step": step, **rounded, **line}
+            self.recent.append(whole)
+            lines.append(json.dumps(whole) + "\n")
             for name, value in values.items():
                 if self._board:
                     self._board.add_scalar(name, value, step)
         self._pending.clear()
-        self._write("".join(lines), "a")
+        self._append("".join(lines))
         if self._board:
             self._board.flush()
         if broken:
@@ -59,31 +66,33 @@ class Log:
                 "train.learning_rate, or set train.clip, and begin anew with --restart"
             )
 
-    def _write(self, text: str, mode: str) -> None:
+    def _append(self, text: str) -> None:
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open(mode, encoding="utf-8") as file:
+            with self.path.open("a", encoding="utf-8") as file:
                 file.write(text)
         except OSError as error:
             raise DatasetError(f"cannot write {self.path}: {error.strerror}") from error
 
 
 def read(out: Path) -> list[dict[str, Any]]:
-    """The lines of a run's log; a line that was cut off is passed over."""
+    """The lines of a run's log; a line that was cut off or damaged is passed over."""
     try:
-        text = (out / FILE).read_text(encoding="utf-8")
+        text = (out / FILE).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return []
     lines = []
     for line in text.splitlines():
         try:
-            lines.append(json.loads(line))
-        except ValueError:
+            found = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if is_line(found):
+            lines.append(found)
     return lines
 
 
-def _step(line: object) -> float:
-    """The step of a line; a line without one, from a torn or foreign file, is dropped."""
-    step = line.get("step") if isinstance(line, dict) else None
-    return step if isinstance(step, int) else float("inf")
+def is_line(value: Any) -> bool:
+    """Whether a value is what `Log` writes: a step, and numbers by name."""
+    if not isinstance(value, dict) or type(value.get("step")) is not int:
+        return False
+    return all(type(v) in (int, float) or v in ("nan", "inf", "-inf") for v in value.values())

@@ -17,6 +17,7 @@ from lora_prep.training.latents import LatentCache
 from lora_prep.training.total import LossResult, sum_over_processes
 from lora_prep.training.trainer import (
     checkpoint,
+    existing,
     families,
     logs,
     lora,
@@ -44,6 +45,8 @@ class Done:
     """The LoRA; none where it was interrupted."""
     checkpoint: Path | None = None
     interrupted: bool = False
+    signal: int = signal.SIGINT
+    """Which signal it was."""
 
 
 def train(plan: Plan, *, restart: bool = False, say: Say = print) -> Done:
@@ -58,14 +61,19 @@ def train(plan: Plan, *, restart: bool = False, say: Say = print) -> Done:
     bf16 = config.model.dtype == "bfloat16" or (config.model.dtype == "auto" and cuda)
     accelerator = Accelerator(mixed_precision="no")  # autocast is the run's own, see _Run
     out, fingerprint = config.save.out, config.fingerprint()
-    found = None if restart else checkpoint.latest(out, fingerprint)
+    digest = plan.data.digest() if plan.data else ""
+    processes = accelerator.num_processes
+    found = None if restart else checkpoint.latest(out, fingerprint, digest, processes)
     if found and checkpoint.describe(found)["step"] > config.train.steps:
         raise UsageError(
             f"{found} is beyond train.steps = {config.train.steps}: raise it, or give --restart"
         )
+    if not restart:
+        existing.check(config, fresh=found is None)
     dtype = torch.bfloat16 if bf16 else torch.float32
-    run = _Run(plan, accelerator, dtype, say if accelerator.is_main_process else _quiet)
-    if restart and accelerator.is_main_process:  # only now: the model could be loaded
+    say = say if accelerator.is_main_process else _quiet
+    run = _Run(plan, accelerator, dtype, say, digest)
+    if restart and accelerator.is_main_process:  # only now: what could fail has not
         checkpoint.remove(out)
     accelerator.wait_for_everyone()
     start = run.resume(found) if found else 0
@@ -79,7 +87,9 @@ def _quiet(_: str) -> None:
 class _Run:
     """What lives as long as the training."""
 
-    def __init__(self, plan: Plan, accelerator: Any, dtype: torch.dtype, say: Say) -> None:
+    def __init__(
+        self, plan: Plan, accelerator: Any, dtype: torch.dtype, say: Say, digest: str
+    ) -> None:
         config = plan.config
         self.plan, self.config, self.accelerator, self.say = plan, config, accelerator, say
         device = accelerator.device
@@ -94,7 +104,7 @@ class _Run:
         self.weights = lora.weights(self.model)
         self.optimizer = optimise.optimiser(list(self.weights.values()), config.train)
         self.average = lora.Average(self.model, config.train.ema) if config.train.ema else None
-        self.digest = plan.data.digest() if plan.data else ""
+        self.digest = digest
         self.stepper = Stepper(
             family=self.family,
             losses=losses.build(config, plan.data, self.family, device),
@@ -162,6 +172,8 @@ class _Run:
             self.config.save.out,
             step,
             self.config.fingerprint(),
+            data=self.digest,
+            processes=self.accelerator.num_processes,
             adapter=self.weights,
             average=self.average.shadow if self.average else None,
             optimizer=self.optimizer,
@@ -177,8 +189,8 @@ class _Run:
             log = logs.Log(
                 config.save.out, config.log.every, start, tensorboard=config.log.tensorboard
             )
-        batches = self._batches(start)
         with _interrupts() as interrupted:
+            batches = self._batches(start)
             for step in range(start, train.steps):
                 began = time.perf_counter()
                 values, norm, stop = self._step(step, batches, interrupted)
@@ -188,12 +200,14 @@ class _Run:
                     values = {**values, "grad_norm": norm}
                     log.add(done, values, lr=rate, seconds=round(time.perf_counter() - began, 4))
                     if done % config.log.every == 0:
-                        self._progress(done)
+                        self._progress(done, list(log.recent))
                 last = done == train.steps
                 if stop and not last:
                     if log:
                         log.flush()
-                    return Done(done, checkpoint=self.keep(done), interrupted=True)
+                    number = interrupted[0] if interrupted else signal.SIGINT
+                    kept = self.keep(done)
+                    return Done(done, checkpoint=kept, interrupted=True, signal=number)
                 self._validate(done, last)
                 if last or (config.save.every and done % config.save.every == 0):
                     if log:
@@ -278,10 +292,8 @@ class _Run:
         return stream(self.plan.data, self.config, first, a.num_processes, pin=pin)
 
     # -------------------------------------------------------------- what people see
-    def _progress(self, done: int) -> None:
-        lines = logs.read(self.config.save.out)
-        if lines:
-            recent = lines[-self.config.log.every :]
+    def _progress(self, done: int, recent: list[dict[str, Any]]) -> None:
+        if recent:
             loss = sum(float(line["loss"]) for line in recent) / len(recent)
             pace = sum(float(line["seconds"]) for line in recent) / len(recent)
             self.say(f"step {done}/{self.config.train.steps}  loss {loss:.4f}  {pace:.2f} s/step")

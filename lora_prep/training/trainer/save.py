@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lora_prep import __version__
 from lora_prep.training.targets import adapter
-from lora_prep.training.trainer import lora, naming, slide
+from lora_prep.training.trainer import existing, lora, naming, slide
 from lora_prep.training.trainer.config import Config, LoraConfig
 from lora_prep.training.trainer.families import FamilyName
 from lora_prep.training.trainer.plan import Plan
@@ -47,10 +47,8 @@ def write(model: Any, plan: Plan, step: int, digest: str) -> list[Path]:
     pairs = modules(lora.state(model), dtype)
     scale = 1.0 if config.lora.alpha is None else config.lora.alpha / config.lora.rank
     paths = []
-    for i, style in enumerate(dict.fromkeys(config.save.namings)):
+    for style, path in existing.targets(config).items():
         tensors, extra = naming.to_keys(pairs, plan.family, style, scale, outputs(model))
-        middle = "" if i == 0 else f".{style}"
-        path = config.save.out / f"{config.save.name}{middle}.safetensors"
         noted = {**metadata(plan, step, digest, style), **extra}
         adapter.write(path, tensors, noted, force=True)
         paths.append(path)
