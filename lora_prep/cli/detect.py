@@ -8,7 +8,6 @@ import click
 
 from lora_prep.cli import options
 from lora_prep.cli.config import ConfiguredCommand
-from lora_prep.cli.presets import detector_spec
 
 if TYPE_CHECKING:
     from lora_prep.types import Outcome
@@ -40,6 +39,7 @@ def command(
     beside the image folder, and `lora-prep masks` uses them instead of detecting again.
     """
     from lora_prep.cli.console import run_stage
+    from lora_prep.cli.presets import detector_spec
     from lora_prep.dataset import Dataset
     from lora_prep.stages.detect import DetectFaces
 

@@ -10,7 +10,6 @@ import click
 
 from lora_prep.cli import options
 from lora_prep.cli.config import ConfiguredCommand
-from lora_prep.cli.presets import PRESETS, detector_spec
 
 if TYPE_CHECKING:
     from lora_prep.backends import DetectorSpec, RecogniserSpec
@@ -92,6 +91,7 @@ def command(
     The vectors are biometric data: have the person's consent.
     """
     from lora_prep.cli.console import run_stage, short
+    from lora_prep.cli.presets import detector_spec
     from lora_prep.dataset import Dataset
     from lora_prep.stages import embed
 
@@ -142,6 +142,7 @@ def recogniser_spec(
     arcface comes from the pack of the detector, where that is insightface's, else the preset's.
     """
     from lora_prep.backends import RecogniserSpec, weights
+    from lora_prep.cli.presets import PRESETS
 
     if model is None and name == "arcface":
         pack = detector if detector.name == "insightface" else PRESETS[preset][0]

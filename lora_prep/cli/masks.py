@@ -11,7 +11,6 @@ from click.core import ParameterSource
 from lora_prep.cli import options
 from lora_prep.cli.config import ConfiguredCommand
 from lora_prep.cli.options import FOLDER
-from lora_prep.cli.presets import specs
 
 
 @click.command(
@@ -141,6 +140,7 @@ def command(
     """
     from lora_prep.backends import default_batch_size
     from lora_prep.cli.console import run_stage
+    from lora_prep.cli.presets import specs
     from lora_prep.dataset import Dataset
     from lora_prep.masks import Margin
     from lora_prep.stages.masks import MakeMasks

@@ -13,7 +13,10 @@ from click.testing import CliRunner
 import lora_prep
 from lora_prep.cli import COMMANDS, main
 
-HEAVY = ("torch", "torchvision", "onnxruntime", "insightface", "sam2", "skimage", "albumentations")
+HEAVY = (
+    "torch", "torchvision", "onnxruntime", "insightface", "sam2", "skimage", "albumentations",
+    "numpy", "cv2", "PIL", "jaxtyping",
+)  # fmt: skip
 
 
 def command(name: str) -> click.Command:
