@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from PIL import Image as PilImage
 
+from benchmarks.rows import record
 from lora_prep import imageio
 from lora_prep.augmentation import PRESETS
 from lora_prep.backends.albumentations import Augmenter
@@ -196,6 +197,9 @@ def table(bench: Bench, format: FormatName, repeats: int) -> list[str]:
         times[name] = [measure(contender, format, total)]
     medians = {name: statistics.median(values) for name, values in times.items()}
     ours = medians["lora-prep"]
+    for name, ms in medians.items():
+        if name != "lora-prep":
+            record("augment", f"a variant as {format}, one core", "CPU ms", ours, name, ms)
     return [
         f"| {format} | {name} | {ms:.1f} | {ms / medians[quick[0][0]]:.2f} | {ms / ours:.2f} |"
         for name, ms in medians.items()

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from benchmarks.rows import record
 from lora_prep import masks
 from lora_prep.types import BoolMask, Face, Image, Mask
 from lora_prep.validate.alignment import MOST, is_moved, is_turned
@@ -42,6 +43,14 @@ def main() -> None:
     found, cases = _measure(arguments.portraits)
     each = (time.process_time() - started) / cases
     rows = {way: _figures(counts) for way, counts in found.items()}
+    for way, row in rows.items():
+        nobody = "no other tool looks"
+        what = f"masks that do not fit, by {way}: recall"
+        record("drift", what, "of 1, more is better", row["recall"], nobody, None)
+    for way, counts in found.items():
+        hits, seen = counts["untouched"]
+        what = f"false alarms, by {way}, of {seen} masks that fit"
+        record("drift", what, "of 1", hits / seen, "limit", 0.05, "≤ 0.05")
     if arguments.json:
         print(json.dumps({"portraits": arguments.portraits, "seconds_each": each, **rows}))
         return

@@ -19,6 +19,7 @@ import click
 import cv2
 import numpy as np
 
+from benchmarks.rows import record
 from lora_prep import anatomy, imageio, masks
 from lora_prep.backends import SegmenterSpec, segmenter
 from lora_prep.backends.cascade import CascadeDetector
@@ -169,6 +170,7 @@ def compare(title: str, subjects: Sequence[Subject]) -> None:
     )
     for region in Region:
         for boxes in ("true, landmarks", "true", "cascade"):
+            means: dict[str, float] = {}
             for name, method in METHODS.items():
                 values, start = [], time.process_time()
                 for subject in subjects:
@@ -182,10 +184,16 @@ def compare(title: str, subjects: Sequence[Subject]) -> None:
                         values.append(masks.iou(mask, subject.regions[region]))
                 spent = (time.process_time() - start) / max(len(values), 1)
                 mean, low, least = np.mean(values), np.percentile(values, 10), np.min(values)
+                means[name] = float(mean)
                 print(
                     f"  {region:8}{boxes:19}{name:20}{mean:6.3f}{low:6.2f}{least:6.2f}"
                     f"{len(values):5}{spent * 1000:6.0f}"
                 )
+            if boxes == "true, landmarks":
+                what = f"{region}, {len(subjects)} {title.lower()}, box and landmarks given"
+                for peer in ("ellipse", "grabCut, rectangle"):
+                    unit = "mean IoU, more is better"
+                    record("embedded masks", what, unit, means["ours"], peer, means[peer])
 
 
 def draw_overlays(folder: Path, detector: CascadeDetector) -> None:

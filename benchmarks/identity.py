@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.rows import record
 from lora_prep.training import Diffusion, LossBatch, LossSum, Objective
 from lora_prep.training.identity import (
     IdentityInputs,
@@ -280,6 +281,9 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
         found = measure(arguments.device, arguments.repeats, Path(folder))
+    naive_step, *steps = found["relative"].items()
+    for name, value in steps:
+        record("identity step", name, "× step without it", value, naive_step[0], naive_step[1])
     if arguments.json:
         print(json.dumps(found))
         return

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.rows import record
 from lora_prep import imageio
 from lora_prep.training.trainer import config as run_config
 from lora_prep.training.trainer import families, loop
@@ -51,6 +52,15 @@ RUNS: dict[str, tuple[dict[str, Any], bool]] = {
     "masked + inverted + output preservation": ({**MASKED, **INVERTED, **DOP}, False),
 }
 """Losses, and whether class images are trained on, by name."""
+
+
+COMPARED = (
+    ("masked", "base", "inside"),
+    ("masked + inverted-mask prior", "masked", "drift"),
+    ("full + class images", "full", "class_drift"),
+    ("full + output preservation", "full", "class_drift"),
+)
+"""Runs, what they are compared with, and in which figure."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +89,10 @@ def main() -> None:
         for name, (losses, priors) in RUNS.items():
             rows[name] = toy.train(losses, steps=arguments.steps, priors=priors)
             print(f"{name}: done", file=sys.stderr)
+    for name, peer, figure in COMPARED:
+        mine, theirs = (getattr(rows[run], figure) for run in (name, peer))
+        what = f"{name}: {figure.replace('_', ' ')} after {arguments.steps} steps"
+        record("what losses do", what, "RMS, less is better", mine, peer, theirs)
     if arguments.json:
         print(json.dumps({name: vars(row) for name, row in rows.items()}))
         return

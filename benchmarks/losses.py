@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.rows import record
 from lora_prep.training import (
     InvertedMaskPrior,
     LossBatch,
@@ -110,6 +111,14 @@ def ours(i: Inputs) -> dict[str, Step]:
         "LossSum of masked, outside, prior": total,
     }
 
+
+BOUND = "memory bound of a copy"
+PEERS = {
+    "masked_loss like kohya": "kohya",
+    "masked_loss like ai-toolkit": "ai-toolkit",
+    "diffusion_loss": "mse_loss",
+}
+"""Which of the trainers' formulae does the same work."""
 
 READS = {"LossSum of masked, outside, prior": 3}
 """Tensors of the prediction's size that are read; 2 where not named."""
@@ -237,13 +246,20 @@ def main(device: str, shape: str, dtype: str, threads: int, enough: float) -> No
         "| what | how | forward | × bound | forward and backward | × bound |\n" + "|---" * 6 + "|"
     )
     one = pred.nbytes / speed
+    eager: dict[str, tuple[float, float]] = {}
     for what, step in {**peers, **mine}.items():
         reads = READS.get(what, 2)
         bounds = (reads * one, (2 * reads + 1) * one)
-        print(row(what, "eager", both(step, pred, where, enough), bounds))
+        eager[what] = both(step, pred, where, enough)
+        print(row(what, "eager", eager[what], bounds))
         compiled = torch.compile(step, fullgraph=True, dynamic=False)
         if what in mine or what == "mse_loss":
-            print(row(what, "compiled", both(compiled, pred, where, enough), bounds))
+            times = both(compiled, pred, where, enough)
+            print(row(what, "compiled", times, bounds))
+            record("losses", f"{what}, compiled", "ms", 1e3 * times[1], BOUND, 1e3 * bounds[1])
+    for what, peer in PEERS.items():
+        unit, mine_ms, theirs_ms = "ms", 1e3 * eager[what][1], 1e3 * eager[peer][1]
+        record("losses", f"{what}, eager", unit, mine_ms, f"re-derived {peer}", theirs_ms)
     print(f"\nload average after: {os.getloadavg()[0]:.1f}")
 
 

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.rows import record
 from lora_prep import backends, imageio, masks
 from lora_prep.backends import DetectorSpec, SegmenterSpec, sam2_model
 from lora_prep.dataset import Dataset
@@ -216,8 +217,22 @@ def print_methods(methods: dict[str, Made], pictures: Sequence[Picture]) -> None
         for region, policy in columns:
             values = ious(made, pictures, region, policy)
             cells.append(f"{short(values.mean())} / {short(np.quantile(values, 0.1))}")
+        note(name, methods, pictures)
         missing = sum(not mask.any() for mask in made[Region.FACE, "largest"])
         print(f"| {name} | " + " | ".join(cells) + f" | {missing} |")
+
+
+def note(name: str, methods: dict[str, Made], pictures: Sequence[Picture]) -> None:
+    """Rows of the table of all benchmarks: the largest face, against the recipe."""
+    if name not in (EMBEDDED, OURS):
+        return
+    for region in Region:
+        mean, recipe = (
+            float(ious(methods[method], pictures, region, "largest").mean())
+            for method in (name, RECIPE)
+        )
+        what = f"{region} of {len(pictures)} portraits, {name}"
+        record("mask quality", what, "mean IoU, more is better", mean, RECIPE, recipe)
 
 
 def print_slices(methods: dict[str, Made], pictures: Sequence[Picture]) -> None:

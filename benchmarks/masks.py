@@ -13,7 +13,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.metadata import version
@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from PIL import Image as PilImage
 
+from benchmarks.rows import record
 from lora_prep import anatomy, imageio
 from lora_prep.backends import DetectorSpec, FaceDetector, SegmenterSpec, detector, sam2_model
 from lora_prep.backends.sam2 import Answer, Prepared, Sam2Segmenter
@@ -253,6 +254,7 @@ def show(setting: Setting, names: Sequence[str], times: Sequence[Times]) -> None
     """Print a row a contender; its ratios are to the recipe's loop and to the bare encoder."""
     wall = {name: statistics.median(t.wall) for name, t in zip(names, times, strict=True)}
     cpu = {name: statistics.median(t.cpu) for name, t in zip(names, times, strict=True)}
+    note(setting, wall, cpu)
     for name in names:
         cells = [
             f"{setting.megapixels:g}",
@@ -267,6 +269,17 @@ def show(setting: Setting, names: Sequence[str], times: Sequence[Times]) -> None
             f"{cpu[name] / cpu[ENCODER]:.3f}",
         ]
         print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def note(setting: Setting, wall: Mapping[str, float], cpu: Mapping[str, float]) -> None:
+    """Rows of the table of all benchmarks."""
+    batch = "" if setting.batch == 1 else f", batches of {setting.batch}"
+    threads = "" if setting.threads == 1 else f", {setting.threads} threads"
+    what = f"an image of {setting.megapixels:g} MP{batch}{threads}"
+    for unit, seconds in (("CPU s", cpu), ("wall s", wall)):
+        for peer, target in ((RECIPE, "≤ 0.69"), (ENCODER, "≤ 1.05")):
+            if peer in seconds:
+                record("masks by SAM2", what, unit, seconds[OURS], peer, seconds[peer], target)
 
 
 def random_model(name: str, folder: Path) -> tuple[Path, Path]:

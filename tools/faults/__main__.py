@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from benchmarks.rows import record
 from tools.faults import change, disk, kill
 from tools.faults.cases import CASES
 from tools.faults.counts import Counts
@@ -52,6 +53,13 @@ def table(found: Sequence[Counts]) -> Iterator[str]:
     yield f"| **all** | **{runs}** | **{middle}** | {' | '.join(f'**{n}**' for n in sums)} |"
 
 
+def note(found: Sequence[Counts]) -> None:
+    """A row of `python -m benchmarks`."""
+    runs, middle = sum(c.disturbed for c in found), sum(c.unfinished for c in found)
+    what = f"of {runs} disturbed runs, {middle} of them in the middle: files or ends that are wrong"
+    record("faults", what, "count", sum(c.faults for c in found), "limit: none", None, "0")
+
+
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m tools.faults", description=__doc__)
@@ -66,6 +74,7 @@ def main() -> int:
                 print(text, file=sys.stderr)
             found.append(counts)
     print("\n".join(table(found)))
+    note(found)
     return 1 if any(counts.faults for counts in found) else 0
 
 

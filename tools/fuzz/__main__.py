@@ -12,6 +12,7 @@ import sys
 import traceback
 from pathlib import Path
 
+from benchmarks.rows import record
 from tools.fuzz.readers import READERS, Reader, mutations
 
 
@@ -59,7 +60,7 @@ def main() -> int:
             parser.error("atheris takes one reader at a time")
         with_atheris(options.reader, READERS[options.reader], options.seconds)
         return 0
-    broken = 0
+    broken = files = 0
     for name in READERS if options.reader == "all" else [options.reader]:
         try:
             done = at_random(name, READERS[name], seed=options.seed, count=options.count)
@@ -68,7 +69,10 @@ def main() -> int:
             print(f"{name}: broken by the file crash-{name}")
             broken += 1
         else:
+            files += done
             print(f"{name}: {done} mutated files, each read or refused")
+    what = f"of {len(READERS)} readers, {files:,} mutated files read: broken"
+    record("fuzz", what, "readers", broken, "limit: none", None, "0")
     return min(broken, 1)
 
 
