@@ -81,9 +81,8 @@ class DiffusionPipe:
 
     def see(self, name: str) -> Seen:
         """Same stem, whatever the ending; without one it warns and trains on everything."""
-        path = self.layout.images / name
         try:
-            image = read(path)
+            image = self.folders.image(name)
         except ItemError as error:
             return stopped(f"skipped with a warning: {error}")
         size = bucket(*image.size, self.layout)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from lora_prep.dataset import file_names, image_names
 from lora_prep.errors import DatasetError, ItemError
-from lora_prep.trainers.pixels import Picture, bilinear, laid_down, marks, unit
+from lora_prep.trainers.pixels import Picture, bilinear, laid_down, marks, read, unit, upright
 from lora_prep.trainers.view import Layout
 
 
@@ -30,6 +30,14 @@ class Folders:
             return sorted(image_names(self.layout.images, recursive=self.layout.recursive))
         found = file_names(self.layout.images, recursive=recursive)
         return sorted(n for n in found if PurePosixPath(n).suffix.lower() in suffixes)
+
+    def image(self, name: str) -> Picture:
+        """An image as stored; of a lora-prep data set upright, as `lora-prep export` writes it.
+
+        Raises ItemError.
+        """
+        picture = read(self.layout.images / name)
+        return upright(picture) if self.layout.prepared else picture
 
     @cached_property
     def masks(self) -> dict[str, list[Path]]:

@@ -168,9 +168,8 @@ class Kohya:
 
     def see(self, name: str) -> Seen:
         """By the route that the layout says: `alpha_mask`, or a mask folder."""
-        path = self.layout.images / name
         try:
-            image = read(path)
+            image = self.folders.image(name)
             if self.layout.alpha_mask:
                 return self._by_alpha(name, image)
             return self._by_folder(name, image)
@@ -182,7 +181,6 @@ class Kohya:
         notes: tuple[str, ...] = ()
         if self.layout.prepared:
             mask_file = self.folders.prepared_mask(name)
-            image = upright(image)
             rgba = _with_alpha(image, mask_file, self.layout)
             source = mask_file
         else:
@@ -194,12 +192,7 @@ class Kohya:
         fit = bucket(*rgba.size, self.layout)
         cut = fit(rgba, area_or_lanczos)
         has_alpha = rgba.getchannel("A").getextrema() != (255, 255)
-        meant = belongs(
-            source,
-            image,
-            lambda p: fit(p, area_or_lanczos),
-            turned=1 if self.layout.prepared else orientation(image),
-        )
+        meant = belongs(source, image, lambda p: fit(p, area_or_lanczos), turned=orientation(image))
         picture = cut.convert("RGB")
         if not has_alpha:
             note = "the image has no alpha, or an opaque one: everything is trained"

@@ -17,7 +17,6 @@ from lora_prep.trainers.pixels import (
     cover,
     half_up,
     orientation,
-    read,
     stopped,
     unmasked,
 )
@@ -65,7 +64,7 @@ class Musubi:
     def see(self, name: str) -> Seen:
         """Without a mask, whatever there is."""
         try:
-            image = read(self.layout.images / name)
+            image = self.folders.image(name)
         except ItemError as error:
             return stopped(f"stops: {error}")
         turned = orientation(image)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.trainers.folders import write, write_rgba
+from sample_data.marked import draw_marked
+from tests.trainers.folders import write, write_mask, write_rgba, write_sideways
 
 Run = Callable[..., Any]
 
@@ -55,7 +57,7 @@ def test_all_trainers_side_by_side(data: Path, tmp_path: Path, lora_prep: Run) -
     assert picture.shape[1] > 7 * 288
     columns = picture[100:380, :, :].astype(int)
     green = (columns[:, :, 1] - columns[:, :, 0] > 100).any(axis=0)
-    assert all(green[12 + i * 300 : 300 + i * 300].any() for i in range(7))
+    assert all(green[16 + i * 304 : 304 + i * 304].any() for i in range(7))
 
 
 def test_trainers_without_masks_fail_when_they_are_named(data: Path, lora_prep: Run) -> None:
@@ -81,12 +83,15 @@ def test_routes_of_kohya_differ(data: Path, lora_prep: Run) -> None:
     lora_prep(*arguments, "--route", "rgba")
 
 
-@pytest.mark.parametrize("trainer", ["kohya", "onetrainer"])
+@pytest.mark.parametrize("trainer", ["kohya", "onetrainer", "diffusion-pipe"])
 def test_a_data_set_is_shown_as_its_export(
     trainer: str, data: Path, tmp_path: Path, lora_prep: Run
 ) -> None:
-    """Small images, and a tall one: kohya's are enlarged, in longer buckets than its own."""
-    write(tmp_path / "tall", [(900, 300)])
+    """Small images, a tall one (kohya's are enlarged, in longer buckets than its own), and one
+    that lies on its side, which an export turns upright."""
+    (tall,) = write(tmp_path / "tall", [(900, 300)])
+    write_sideways(data / "faces" / "m8.png", tall)
+    shutil.copy(tmp_path / "tall" / "masks" / "m0.png", data / "masks" / "m8.png")
     for folder, into in (("images", "faces"), ("masks", "masks")):
         (tmp_path / "tall" / folder / "m0.png").rename(data / into / "m9.png")
     out = tmp_path / "out"
@@ -99,6 +104,26 @@ def test_a_data_set_is_shown_as_its_export(
     keys = ("width", "height", "share", "inside", "agreement", "notes")
     before, after = ({n: [i[k] for k in keys] for n, i in items.items()} for items in shown)
     assert before == after
+    assert before["m8.png"] == before["m9.png"]
+
+
+def test_names_of_any_script_and_wrong_masks_on_the_picture(
+    data: Path, tmp_path: Path, lora_prep: Run
+) -> None:
+    """The names differ on the picture, and nothing of one column runs into the next."""
+    marked = draw_marked(3, (300, 300))
+    for name in ("é", "日"):
+        write_sideways(data / "faces" / f"{name}.png", marked)
+        write_mask(data / "masks" / f"{name}.png", marked.mask)
+    out = tmp_path / "seen.png"
+    given = ("--trainer", "diffusion-pipe", "--resolution", 256, "--out", out)
+    lora_prep("preview", data, *given, "--as-is", code=1)
+    picture = np.asarray(Image.open(out)).astype(int)
+    red = (picture[:, :, 0] > 150) & (picture[:, :, 1] < 90)
+    rows = np.flatnonzero(red.any(axis=1))
+    lines = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)
+    first, second = (red[line[0] : line[-1] + 1] for line in lines if len(line) > 4)
+    assert first.shape != second.shape or (first != second).any()
 
 
 def test_as_is_tells_what_the_folders_lack(data: Path, lora_prep: Run) -> None:
