@@ -9,6 +9,7 @@ Each trainer matches names by its own rule (lora-prep's tests hold a small versi
     musubi-tuner     re.match; what is included wins over what is excluded
     SimpleTuner      exact names, as a JSON list
     diffusers        exact names with commas between them
+    diffusion-pipe   re.fullmatch (PEFT's) of one expression for what is left out
 """
 
 import json
@@ -331,11 +332,29 @@ def _diffusers(selection: Selection, _rank: int) -> Emission:
     return Emission("diffusers", {"lora_layers": layers}, f'--lora_layers="{layers}"', True)
 
 
-def _diffusion_pipe(_selection: Selection, _rank: int) -> Emission:
-    return _cannot(
-        "diffusion-pipe",
-        "diffusion-pipe cannot be told what to train, only what not ([adapter].exclude_modules)",
-    )
+def _diffusion_pipe(selection: Selection, _rank: int) -> Emission:
+    """It hands `exclude_modules` to PEFT: one expression for all but what is selected."""
+    family, exact = selection.model.family, True
+    if family in (*UNETS, "unknown"):
+        why = "SDXL's code in diffusion-pipe does not read [adapter].exclude_modules"
+        if family != "sdxl":
+            why = f"diffusion-pipe does not train {family}"
+        return _cannot("diffusion-pipe", why)
+    if family in ("flux2", "wan21"):  # it runs the authors' own code for these
+        heads, exact = _original_parts(selection)
+        wanted = rf"{patterns.alternatives(_joined(heads))}\..*"
+    else:
+        named = _in_diffusers(selection)
+        if named is None:
+            return _cannot("diffusion-pipe", f"diffusion-pipe {_ONLY_DIFFUSERS}")
+        wanted = patterns.layers_regex(named.layers)
+        if named.whole:
+            wanted = rf"{patterns.heads_regex(layer.head for layer in named.layers)}\..*"
+    regex = rf"(?!(?:{wanted})$).*"
+    notes = () if exact else (_WHOLE_BLOCKS,)
+    text = f"[adapter]\nexclude_modules = '{regex}'"
+    value = {"adapter": {"exclude_modules": regex}}
+    return Emission("diffusion-pipe", value, text, exact, notes)
 
 
 _EMITTERS: dict[str, Callable[[Selection, int], Emission]] = {

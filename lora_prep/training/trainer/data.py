@@ -47,11 +47,13 @@ class Data:
         return sorted({source.caption for source in self.main.sources})
 
     def digest(self) -> str:
-        """SHA-256 over names, captions and bytes of images and masks."""
+        """SHA-256 over names, captions, bytes of images and masks, and the faces."""
         total = hashlib.sha256()
         for folder in self.folders:
+            total.update(folder.reference.tobytes())
             for source in folder.sources:
-                total.update(f"{source.sample.name}\0{source.caption}\0{source.is_prior}".encode())
+                known = (source.sample.name, source.caption, source.is_prior, source.face)
+                total.update("\0".join(map(str, known)).encode(errors="surrogateescape"))
                 paths = [source.sample.image]
                 if not source.is_prior and source.sample.mask.is_file():
                     paths.append(source.sample.mask)
@@ -121,8 +123,10 @@ class Order:
 
 
 def leave_interrupts(_: int) -> None:
-    """In a worker: Ctrl-C goes to the whole group of processes, and the main one deals with it."""
+    """In a worker: Ctrl-C and a scheduler's SIGTERM go to the whole group of processes, and the
+    main one deals with them; a worker that died of one would break the step that is to be kept."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def stream(

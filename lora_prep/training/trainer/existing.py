@@ -5,19 +5,18 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from lora_prep.errors import UsageError
-from lora_prep.training.trainer import logs
+from lora_prep.training.trainer import logs, plots, validation
 from lora_prep.training.trainer.config import Config
 
 
 def check(config: Config, *, fresh: bool) -> None:
     """Raise UsageError where the run would replace a file that no run wrote.
 
-    `fresh`: the run begins, so that its log begins, too.
+    `fresh`: the run begins, so that its log, plot and images begin, too.
     """
     paths = [path for path in targets(config).values() if path.exists() and not _is_ours(path)]
-    log = config.save.out / logs.FILE
-    if fresh and log.exists() and not _is_log(log):
-        paths.append(log)
+    if fresh and not _is_log(config.save.out / logs.FILE):
+        paths.extend(_begun(config))
     if paths:
         raise UsageError(
             f"{paths[0]} would be replaced, and no run of lora-prep train wrote it: move it, "
@@ -43,10 +42,17 @@ def _is_ours(path: Path) -> bool:
 
 
 def _is_log(path: Path) -> bool:
-    """Empty, or with a line of ours: the rest may be damaged."""
+    """Empty, or with a line of ours: the rest may be damaged. A run begins with it."""
     try:
         if not path.read_bytes().strip():
             return True
     except OSError:
         return False
     return bool(logs.read(path.parent))
+
+
+def _begun(config: Config) -> list[Path]:
+    """What a run would write over at its first checkpoint and its first images."""
+    out = config.save.out
+    files = [out / logs.FILE, out / plots.FILE, *sorted((out / validation.FOLDER).glob("step-*"))]
+    return [path for path in files if path.exists()]

@@ -31,8 +31,6 @@ from lora_prep.training.trainer.data import Data, Texts, identity_of, stream
 from lora_prep.training.trainer.plan import Plan
 from lora_prep.training.trainer.step import Part, Stepper, numbers
 
-PLOT = "losses.png"
-
 Say = Callable[[str], None]
 
 
@@ -60,11 +58,15 @@ def train(plan: Plan, *, restart: bool = False, say: Say = print) -> Done:
     cuda = torch.cuda.is_available()
     bf16 = config.model.dtype == "bfloat16" or (config.model.dtype == "auto" and cuda)
     accelerator = Accelerator(mixed_precision="no")  # autocast is the run's own, see _Run
-    out, fingerprint = config.save.out, config.fingerprint()
-    digest = plan.data.digest() if plan.data else ""
-    processes = accelerator.num_processes
-    found = None if restart else checkpoint.latest(out, fingerprint, digest, processes)
-    if found and checkpoint.describe(found)["step"] > config.train.steps:
+    out = config.save.out
+    setting = checkpoint.Setting(
+        config.fingerprint(),
+        identity_of(plan.base),
+        plan.data.digest() if plan.data else "",
+        accelerator.num_processes,
+    )
+    found = None if restart else checkpoint.latest(out, setting)
+    if found and checkpoint.describe(found)[0] > config.train.steps:
         raise UsageError(
             f"{found} is beyond train.steps = {config.train.steps}: raise it, or give --restart"
         )
@@ -72,7 +74,7 @@ def train(plan: Plan, *, restart: bool = False, say: Say = print) -> Done:
         existing.check(config, fresh=found is None)
     dtype = torch.bfloat16 if bf16 else torch.float32
     say = say if accelerator.is_main_process else _quiet
-    run = _Run(plan, accelerator, dtype, say, digest)
+    run = _Run(plan, accelerator, dtype, say, setting)
     if restart and accelerator.is_main_process:  # only now: what could fail has not
         checkpoint.remove(out)
     accelerator.wait_for_everyone()
@@ -88,9 +90,15 @@ class _Run:
     """What lives as long as the training."""
 
     def __init__(
-        self, plan: Plan, accelerator: Any, dtype: torch.dtype, say: Say, digest: str
+        self,
+        plan: Plan,
+        accelerator: Any,
+        dtype: torch.dtype,
+        say: Say,
+        setting: checkpoint.Setting,
     ) -> None:
         config = plan.config
+        self.setting = setting
         self.plan, self.config, self.accelerator, self.say = plan, config, accelerator, say
         device = accelerator.device
         say(f"loading {plan.base} on {device} in {str(dtype).removeprefix('torch.')}")
@@ -104,7 +112,6 @@ class _Run:
         self.weights = lora.weights(self.model)
         self.optimizer = optimise.optimiser(list(self.weights.values()), config.train)
         self.average = lora.Average(self.model, config.train.ema) if config.train.ema else None
-        self.digest = digest
         self.stepper = Stepper(
             family=self.family,
             losses=losses.build(config, plan.data, self.family, device),
@@ -131,7 +138,7 @@ class _Run:
         prompts += [*config.validation.prompts, config.validation.negative_prompt]
         folder = data.cache / "texts" if data and data.cache else None
         extra = f"{config.model.text_tokens} {next(self._dtypes())}"
-        texts = Texts(self.family, folder, f"{identity_of(self.plan.base)} {extra}")
+        texts = Texts(self.family, folder, f"{self.setting.model} {extra}")
         texts.prepare(prompts)
         texts.release()
         return texts
@@ -167,13 +174,11 @@ class _Run:
         """Write a checkpoint and the plot; the main process alone."""
         if not self.accelerator.is_main_process:
             return None
-        plots.write(self.config.save.out / PLOT, logs.read(self.config.save.out))
+        plots.write(self.config.save.out / plots.FILE, logs.read(self.config.save.out))
         return checkpoint.write(
             self.config.save.out,
             step,
-            self.config.fingerprint(),
-            data=self.digest,
-            processes=self.accelerator.num_processes,
+            self.setting,
             adapter=self.weights,
             average=self.average.shadow if self.average else None,
             optimizer=self.optimizer,
@@ -311,7 +316,8 @@ class _Run:
 
     def _finish(self) -> tuple[Path, ...]:
         with self._averaged():
-            return tuple(save.write(self.model, self.plan, self.config.train.steps, self.digest))
+            digest = self.setting.data
+            return tuple(save.write(self.model, self.plan, self.config.train.steps, digest))
 
 
 @contextlib.contextmanager

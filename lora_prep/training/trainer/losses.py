@@ -76,11 +76,18 @@ def check(config: Config, data: Data | None) -> tuple[LossSum, list[str]]:
 def build(config: Config, data: Data | None, family: Family, device: torch.device) -> LossSum:
     """The losses with their networks, on the device."""
     if config.identity is None or "identity" not in config.terms().values():
-        return from_config(config.losses)
+        return _quiet(config.losses, None)
     recogniser = load_recogniser(config.identity.recogniser, device=device)
     _same_model(config, data, recogniser)
     decode, unpack = _decoder(config.identity.decoder, family, device)
-    return from_config(config.losses, _given(config, recogniser, decode, unpack))
+    return _quiet(config.losses, _given(config, recogniser, decode, unpack))
+
+
+def _quiet(losses: Mapping[str, Any], given: Mapping[str, Mapping[str, Any]] | None) -> LossSum:
+    """Without the advice that `check` has passed on already."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return from_config(losses, given)
 
 
 def _given(

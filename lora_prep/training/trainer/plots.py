@@ -11,6 +11,8 @@ from jaxtyping import Float
 from lora_prep import imageio
 from lora_prep.types import Image
 
+FILE = "losses.png"
+
 WIDTH, HEIGHT = 900, 190
 LEFT, RIGHT, TOP, BOTTOM = 84, 16, 34, 26
 INK, FAINT, RAW, SMOOTH = (40, 40, 40), (222, 222, 222), (176, 205, 234), (23, 92, 160)

@@ -30,7 +30,8 @@ def record(config: SliderConfig) -> SliderRecord:
     """What the LoRA's metadata says of its strengths. Raises UsageError for an impossible range."""
     low, high = config.trained_range
     if config.pairs:
-        high_end, low_end = (f"{config.pairs.name}/{side}" for side in ("positive", "negative"))
+        name = config.pairs.resolve().name
+        high_end, low_end = (f"{name}/{side}" for side in ("positive", "negative"))
         return SliderRecord(low, high, "visual", high_end, low_end, config.target)
     return SliderRecord(low, high, "textual", config.positive, config.negative, config.target)
 

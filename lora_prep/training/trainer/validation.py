@@ -1,5 +1,8 @@
 """Images drawn during the training, through the family's own pipeline."""
 
+import contextlib
+import copy
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -52,18 +55,19 @@ def draw(family: Family, texts: Texts, config: Config, step: int) -> list[Path]:
     return paths
 
 
-class _one_dtype:  # noqa: N801 reads as what it does
-    """The VAE in the model's dtype meanwhile: pipelines do not convert between the two."""
+@contextlib.contextmanager
+def _one_dtype(family: Family) -> Iterator[None]:
+    """A copy of the VAE in the model's dtype meanwhile: pipelines do not convert between the two.
 
-    def __init__(self, family: Family) -> None:
-        self.vae = family.pipeline.vae
-        self.dtype = getattr(family.pipeline, family.part).dtype
-
-    def __enter__(self) -> None:
-        self.before = self.vae.dtype
-        if self.before != self.dtype:
-            self.vae.to(self.dtype)
-
-    def __exit__(self, *_: object) -> None:
-        if self.before != self.dtype:
-            self.vae.to(self.before)
+    A copy, since the training encodes with the VAE as its file has it, and bfloat16 rounds.
+    """
+    pipeline = family.pipeline
+    vae, dtype = pipeline.vae, getattr(pipeline, family.part).dtype
+    if vae.dtype == dtype:
+        yield
+        return
+    pipeline.vae = copy.deepcopy(vae).to(dtype)
+    try:
+        yield
+    finally:
+        pipeline.vae = vae

@@ -77,3 +77,28 @@ def test_the_fingerprint_changes_with_what_is_learned_and_with_nothing_else(tmp_
         made.config(tmp_path, "sd15", train=falling).fingerprint()
         != made.config(tmp_path, "sd15", train=longer).fingerprint()
     )
+
+
+def test_wherever_it_is_called_from_a_run_is_the_same_and_says_paths_as_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs").mkdir()
+    file = tmp_path / "runs/run.toml"
+    file.write_text(
+        '[model]\nbase = "m"\n[data]\nimages = "../data"\nmasks = "/elsewhere/masks"\n'
+        '[save]\nout = "./out"\n[slider]\npairs = "pairs"\n[losses.paired_slider]\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    here = run_config.read(Path("runs/run.toml"))
+    monkeypatch.chdir(tmp_path / "runs")
+    there = run_config.read(Path("run.toml"))
+    assert here.data.images == Path("runs/../data")
+    assert there.data.images == Path("../data")
+    written = here.as_json()
+    assert written == there.as_json()
+    assert (written["data"]["images"], written["data"]["masks"]) == ("../data", "/elsewhere/masks")
+    assert (written["save"]["out"], written["slider"]["pairs"]) == ("./out", "pairs")
+    assert here.fingerprint() == there.fingerprint()
+    assert "written" not in written
+    with pytest.raises(UsageError, match=r"no table \[written\]"):
+        read('[model]\nbase = "m"\n[save]\nout = "o"\n[written]\n', tmp_path)

@@ -85,7 +85,20 @@ def test_cached_or_not_checkpointed_or_not_the_result_is_the_same(world: Path) -
 
 
 def test_bfloat16_trains_weights_in_float32(world: Path) -> None:
-    done = made.train(world, "flux2-klein", model={"dtype": "bfloat16"})
+    kept: dict[str, Any] = {}
+    finish = loop._Run._finish
+
+    def keep(run: Any) -> Any:
+        kept.update(run.family.pipeline.vae.state_dict())
+        return finish(run)
+
+    drawn = {"prompts": ["sks"], "steps": 1}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop._Run, "_finish", keep)
+        done = made.train(world, "flux2-klein", model={"dtype": "bfloat16"}, validation=drawn)
+    (file,) = (world / "models/flux2-klein/vae").glob("*.safetensors")
+    saved = load_file(file)  # float32: no image was encoded by a VAE that went through bfloat16
+    assert all(torch.equal(kept[name], tensor) for name, tensor in saved.items())
     tensors = load_file(done.files[0])
     assert {t.dtype for t in tensors.values()} == {torch.float32}
     assert all(np.isfinite(line["loss"]) for line in logs.read(world / "out"))
