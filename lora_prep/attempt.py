@@ -75,6 +75,8 @@ class Attempt:
         self.force = force
         self.token = imageio.new_token()
         self._settings = _digest(dict(stage.settings()))
+        self._most = self._fits = stage.batch_size
+        """The largest batch wanted, and the largest that the device's memory seems to hold."""
 
     def twin(self) -> "Attempt":
         """The same for another worker: no part file of one has the name of another's.
@@ -94,9 +96,9 @@ class Attempt:
         """Delete the parts in a folder that this attempt and its twins have left."""
         imageio.discard(folder, f"{self._family}-*")
 
-    def suits(self, entry: Entry) -> bool:
-        """Whether an entry was made with these settings."""
-        return entry.fingerprint == self._fingerprint(entry.inputs)
+    def suits(self, item: Item, entry: Entry) -> bool:
+        """Whether an item's entry was made with these settings."""
+        return entry.fingerprint == self._fingerprint(entry.inputs) and _chosen(item, entry)
 
     def check(self, task: Task) -> Checked[Any] | Finished:
         """Compare an item with the journal; read its inputs where there is work to do."""
@@ -129,16 +131,24 @@ class Attempt:
     def compute(
         self, worker: Worker[Any, Any], batch: Sequence[Checked[Any]]
     ) -> list[tuple[Checked[Any], Any]]:
-        """Run the model on a batch, in halves where the device's memory asks for it."""
+        """Run the model on a batch, in parts where the device's memory asks for it.
+
+        What was too large is halved, and from then on no batch is larger than the half, unless
+        the cause was one item that is too large even alone.
+        """
+        if len(batch) > (size := self._fits):
+            parts = [batch[i : i + size] for i in range(0, len(batch), size)]
+            return [pair for part in parts for pair in self.compute(worker, part)]
         try:
             with _naming(*(c.task.item for c in batch)):
                 results = worker.compute([c.loaded for c in batch])
         except OutOfMemory as error:
             if len(batch) == 1:
+                self._fits = self._most
                 reason = ItemError(f"{error}, even for this image alone", code="out-of-memory")
                 return [(batch[0], reason)]
-            middle = len(batch) // 2
-            return self.compute(worker, batch[:middle]) + self.compute(worker, batch[middle:])
+            self._fits = -(-len(batch) // 2)
+            return self.compute(worker, batch)
         return list(zip(batch, results, strict=True))
 
     def save(self, worker: Worker[Any, Any], checked: Checked[Any], computed: Any) -> Finished:
@@ -329,6 +339,8 @@ class Attempt:
     ) -> bool:
         if self.force or previous.fingerprint != self._fingerprint(inputs):
             return False
+        if not _chosen(item, previous):
+            return False
         if previous.status is Status.SKIPPED:
             return True
         written = {path: previous.outputs.get(self.relative(path)) for path in item.outputs}
@@ -345,6 +357,12 @@ class Attempt:
     def relative(self, path: Path) -> str:
         """A path as the journal has it: relative to the root, with forward slashes."""
         return Path(os.path.relpath(path, self.root)).as_posix()
+
+
+def _chosen(item: Item, entry: Entry) -> bool:
+    """Whether those of the item's conditional settings that changed the entry are as they were."""
+    facts = entry.info or {}
+    return all(facts.get(name, value) == value for name, value in item.conditional.items())
 
 
 def _still(previous: Entry) -> Status:

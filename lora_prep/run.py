@@ -135,7 +135,7 @@ def plan(stage: Stage, root: Path, *, force: bool = False) -> Iterator[Outcome]:
                 case Finished() as finished:
                     yield _outcome(finished)
                 case _:
-                    same = task.previous is None or attempt.suits(task.previous)
+                    same = task.previous is None or attempt.suits(item, task.previous)
                     yield Outcome(item.key, Status.DONE, code="" if same else "other-settings")
 
 

@@ -211,6 +211,6 @@ def _compare(stage: Stage, root: Path, count: int, journals: Mapping[Shard, Jour
             merged.missing.setdefault(shard, []).append(item.key)
             continue
         merged.counts[entry.status] += 1
-        if not attempt.suits(entry):
+        if not attempt.suits(item, entry):
             merged.other.setdefault(shard, []).append(item.key)
     return merged

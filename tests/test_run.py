@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lora_prep.attempt import Attempt
-from lora_prep.errors import DatasetError, ItemError
+from lora_prep.errors import DatasetError, ItemError, OutOfMemory
 from lora_prep.executors.local import LocalExecutor
 from lora_prep.imageio import new_token
 from lora_prep.journal import Journal, exclusive
@@ -250,10 +250,10 @@ def test_an_unexpected_error_surfaces_with_the_items_name(tmp_path):
 def test_out_of_memory_halves_the_batch_and_no_result_changes(tmp_path):
     texts = {f"n{i}": f"text {i}" for i in range(7)}
     write(tmp_path, **texts)
-    report, stage = shout(tmp_path, batch_size=7, fits=2)
+    report, stage = shout(tmp_path, batch_size=5, fits=2)
     assert report.counts == Counter({Status.DONE: 7})
     assert outputs(tmp_path) == {name: text.upper() for name, text in texts.items()}
-    assert [len(b) for b in stage.calls.batches] == [7, 3, 1, 2, 4, 2, 2]
+    assert [len(b) for b in stage.calls.batches] == [5, 3, 2, 1, 2, 2], "what fits is remembered"
 
 
 def test_out_of_memory_on_a_single_item_fails_that_item(tmp_path):
@@ -262,6 +262,38 @@ def test_out_of_memory_on_a_single_item_fails_that_item(tmp_path):
     assert [(o.code, o.message) for o in report.problems] == [
         ("out-of-memory", "no room, even for this image alone")
     ]
+
+
+def test_one_item_too_large_for_the_memory_makes_no_later_batch_smaller(tmp_path):
+    write(tmp_path, **{**dict.fromkeys("abcdefgh", "x"), "b": "huge"})
+
+    def fill(batch):
+        if "huge" in batch:
+            raise OutOfMemory("no room")
+
+    report, stage = shout(tmp_path, batch_size=4, on_compute=fill)
+    assert [o.key for o in report.problems] == ["in/b.txt"]
+    assert [len(b) for b in stage.calls.batches] == [4, 2, 1, 1, 2, 4]
+
+
+def test_a_setting_that_some_items_depend_on_makes_only_those_again(tmp_path):
+    write(tmp_path, a="x", b="!manner")
+    shout(tmp_path)
+    report, stage = shout(tmp_path, manner="coldly")
+    assert report.counts == Counter({Status.FRESH: 1, Status.DONE: 1})
+    assert outputs(tmp_path) == {"a": "X", "b": "coldly"}
+    planned = plan(Shout(tmp_path, manner="softly"), tmp_path)
+    assert [(o.key, o.status, o.code) for o in planned] == [
+        ("in/a.txt", Status.FRESH, ""),
+        ("in/b.txt", Status.DONE, "other-settings"),
+    ]
+    for counts in ({Status.FRESH: 1, Status.SKIPPED: 1},) * 2:
+        report, stage = shout(tmp_path, manner="not at all")
+        assert report.counts == Counter(counts)
+    assert stage.calls.opened == 0
+    report, _ = shout(tmp_path, manner="softly")
+    assert report.counts == Counter({Status.FRESH: 1, Status.DONE: 1})
+    assert outputs(tmp_path)["b"] == "softly"
 
 
 def test_few_items_are_held_at_a_time(tmp_path):

@@ -67,16 +67,15 @@ class MakeMasks:
         return "masks" if folder == "masks" else f"masks-{folder}"
 
     def settings(self) -> dict[str, Json]:
-        """All that changes a mask."""
+        """All that changes a mask; `no_face` changes those of images without a face only."""
         subject = self.subject
         return {
-            "stage": "masks/1",
+            "stage": "masks/2",
             **({"subject": subject.identity} if subject else {"detector": self.detector_identity}),
             "segmenter": backends.segmenter_identity(self.segmenter),
             "region": self.region,
             "faces": self.faces,
             "min_face": self.min_face,
-            "no_face": self.no_face,
             "erode": str(self.erode),
             "feather": str(self.feather),
         }
@@ -110,7 +109,11 @@ class MakeMasks:
                 code="shared-stem",
             )
             yield Item(
-                self.dataset.key(sample.image), (sample.image,), tuple(outputs), problem or None
+                self.dataset.key(sample.image),
+                (sample.image,),
+                tuple(outputs),
+                problem or None,
+                conditional={"no_face": self.no_face},
             )
 
     def open(self) -> "Masking":
@@ -132,17 +135,19 @@ class MakeMasks:
         return faces_path(self.dataset, self.dataset.sample(name))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Prepared:
     """An image that waits for the models."""
 
     image: Image
     sha256: str
-    faces: Sequence[Face] | None
+    known: Sequence[Face] | None
     """Faces that were recorded before."""
     likeness: Likeness | None
     """How much each of them is like the person meant, for `faces="reference"`."""
     for_segmenter: Any
+    detected: Sequence[Face] | ItemError | None = None
+    """What the detector said: a batch too large for the segmenter comes again in parts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +206,7 @@ class Masking:
         if not result.wanted and stage.no_face in ("fail", "skip"):
             message = self._no_face(result)
             if stage.no_face == "skip":
-                return Saved(skipped=message)
+                return Saved(skipped=message, info={"no_face": "skip"})
             code = "nobody-alike" if result.faces and prepared.likeness else "no-face"
             raise ItemError(message, code=code)
         mask, warnings = self._finish(result)
@@ -214,16 +219,19 @@ class Masking:
             "masked": len(result.wanted),
             "coverage": round(masks.coverage(mask), 4),
             "erode": str(stage.erode),
+            **({} if result.wanted else {"no_face": stage.no_face}),
         }
         return Saved(files, info, warnings)
 
     def _detect(self, prepared: Prepared) -> Sequence[Face] | ItemError:
-        if prepared.faces is not None or self.detector is None:
-            return prepared.faces or ()
-        try:
-            return self.detector.detect(prepared.image)
-        except ItemError as error:
-            return error
+        if prepared.known is not None or self.detector is None:
+            return prepared.known or ()
+        if prepared.detected is None:
+            try:
+                prepared.detected = self.detector.detect(prepared.image)
+            except ItemError as error:
+                prepared.detected = error
+        return prepared.detected
 
     def _choose(self, faces: Sequence[Face], prepared: Prepared) -> list[Face]:
         """The faces to mask."""
@@ -234,7 +242,7 @@ class Masking:
 
     def _remember(self, item: Item, result: Segmented) -> None:
         """Write the face record, where the faces were detected here."""
-        if result.prepared.faces is None:
+        if result.prepared.known is None:
             height, width = result.prepared.image.shape[:2]
             record = FaceRecord(
                 self.stage.detector_identity,

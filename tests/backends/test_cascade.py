@@ -76,6 +76,17 @@ def test_faces_of_painted_people(cascade_detector):
     assert lied <= 1
 
 
+def test_a_find_within_a_face_is_not_another_face(cascade_detector, monkeypatch):
+    """Eyes and brow of this one are confirmed as well."""
+    portrait = draw_portrait(39, size=(320, 320))
+    (face,) = cascade_detector.detect(portrait.image)
+    assert overlap(face, portrait.people[0].face) > 0.5
+    monkeypatch.setattr(cascade, "_inside", lambda boxes: np.zeros((len(boxes), len(boxes))))
+    whole, part = cascade_detector.detect(portrait.image)
+    assert whole == face
+    assert overlap(whole, part) < 0.3
+
+
 @pytest.mark.parametrize("degrees", [-40, -25, 25, 40])
 def test_a_head_that_leans_is_found_once(cascade_detector, photos, degrees):
     turn = cv2.getRotationMatrix2D((256, 230), degrees, 0.5)

@@ -35,6 +35,8 @@ class Shout:
     on_compute: Callable[[Sequence[str]], None] = lambda _: None
     name: str = "shout"
     more_outputs: tuple[str, ...] = ()
+    manner: str = "shyly"
+    """How the text `!manner` is said; to others it does not matter."""
 
     def settings(self) -> dict[str, str]:
         return {"mark": self.mark}
@@ -45,7 +47,8 @@ class Shout:
     def items(self) -> Iterator[Item]:
         for path in sorted(self.root.glob("in/*.txt")):
             outputs = [self.root / folder / path.name for folder in ("out", *self.more_outputs)]
-            yield Item(f"in/{path.name}", (path,), tuple(outputs))
+            name, manner = f"in/{path.name}", {"manner": self.manner}
+            yield Item(name, (path,), tuple(outputs), conditional=manner)
 
     def open(self) -> "Shouting":
         self.calls.opened += 1
@@ -83,6 +86,11 @@ class Shouting:
             self.stage.calls.waiting -= 1
         if computed.startswith("!SKIP"):
             return Saved(skipped="asked to")
+        if computed.startswith("!MANNER"):
+            manner = self.stage.manner
+            if manner == "not at all":
+                return Saved(skipped="asked to", info={"manner": manner})
+            return Saved(dict.fromkeys(item.outputs, manner.encode()), {"manner": manner})
         if computed.startswith("!WARN"):
             return Saved(dict.fromkeys(item.outputs, computed.encode()), warnings=("look out",))
         return Saved(dict.fromkeys(item.outputs, computed.encode()), info={"length": len(computed)})

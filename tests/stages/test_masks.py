@@ -87,6 +87,52 @@ def test_a_photograph_without_a_face_can_be_left_out(tmp_path, lora_prep):
     assert not (tmp_path / "masks").exists()
 
 
+def test_another_answer_to_no_face_makes_no_other_mask_again(faces, lora_prep):
+    """The advice for an image without a face costs the others nothing."""
+    for path in sorted(faces.iterdir())[3:]:
+        path.unlink()
+    cv2.imwrite(str(faces / "wall.png"), np.full((200, 300, 3), 128, np.uint8))
+
+    def counts(*options):
+        result = lora_prep("masks", faces, *EMBEDDED, *options, "--json", code=None)
+        return {k: n for k, n in json.loads(result.stdout)["counts"].items() if n}
+
+    first = counts()
+    made, failed = first["done"], first["failed"]
+    assert counts("--no-face", "skip") == {"fresh": made, "skipped": failed}
+    assert counts("--no-face", "skip") == {"fresh": made, "skipped": failed}
+    assert counts("--no-face", "white") == {"fresh": made, "done": failed}
+    assert counts("--no-face", "white") == {"fresh": made + failed}
+    assert np.unique(mask_of(faces, "wall")) == [255]
+    assert counts("--no-face", "black") == {"fresh": made, "done": failed}
+    assert counts("--no-face", "fail") == {"fresh": made, "failed": failed}
+
+
+def test_what_does_not_fit_into_memory_is_not_detected_again(faces, lora_prep, monkeypatch):
+    from lora_prep.backends.cascade import CascadeDetector
+    from lora_prep.backends.grabcut import GrabCutSegmenter
+    from lora_prep.errors import OutOfMemory
+
+    detected, batches = [], []
+    segment = GrabCutSegmenter.segment
+
+    def counting(self, image):
+        detected.append(image.shape)
+        return []
+
+    def small(self, prepared, found, region):
+        batches.append(len(prepared))
+        if len(prepared) > 3:
+            raise OutOfMemory("no room")
+        return segment(self, prepared, found, region)
+
+    monkeypatch.setattr(CascadeDetector, "detect", counting)
+    monkeypatch.setattr(GrabCutSegmenter, "segment", small)
+    lora_prep("masks", faces, *EMBEDDED, "--batch-size", 5, "--no-face", "black")
+    assert batches == [5, 3, 2, 3, 2]
+    assert len(detected) == 10
+
+
 @pytest.fixture
 def group(tmp_path) -> tuple[Path, list[Face]]:
     """One picture with two people, and their faces, largest first."""
