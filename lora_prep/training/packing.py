@@ -15,8 +15,9 @@ from lora_prep.training.shapes import ShapeError, shape
 def patchify(latents: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C4 H2 W2"]:
     """2×2 patches into channels, ordered (c, dy, dx): (B,C,H,W) → (B,4C,H/2,W/2).
 
-    Raises ShapeError for odd sizes.
+    Raises ShapeError for odd sizes, and for anything but (B,C,H,W).
     """
+    _dimensions(latents, "latents", "B×C×H×W")
     b, c, h, w = latents.shape
     if h % 2 or w % 2:
         raise ShapeError(f"latents are {shape(latents)}: packing needs an even height and width")
@@ -25,7 +26,8 @@ def patchify(latents: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C4 H2 W2"]:
 
 
 def unpatchify(patches: Float[Tensor, "B C4 H2 W2"]) -> Float[Tensor, "B C H W"]:
-    """What `patchify` made of latents, back: (B,4C,h,w) → (B,C,2h,2w)."""
+    """What `patchify` made of latents, back: (B,4C,h,w) → (B,C,2h,2w). Raises ShapeError."""
+    _dimensions(patches, "patches", "B×4C×h×w")
     b, c, h, w = patches.shape
     if c % 4:
         raise ShapeError(f"patches are {shape(patches)}: the channels have to divide by 4")
@@ -34,7 +36,8 @@ def unpatchify(patches: Float[Tensor, "B C4 H2 W2"]) -> Float[Tensor, "B C H W"]
 
 
 def to_tokens(x: Float[Tensor, "B D h w"]) -> Float[Tensor, "B N D"]:
-    """One token a position, row by row: (B,D,h,w) → (B,h·w,D)."""
+    """One token a position, row by row: (B,D,h,w) → (B,h·w,D). Raises ShapeError."""
+    _dimensions(x, "x", "B×D×h×w")
     return x.flatten(2).transpose(1, 2)
 
 
@@ -44,7 +47,11 @@ def pack(latents: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N C4"]:
 
 
 def unpack(tokens: Float[Tensor, "B N C4"], height: int, width: int) -> Float[Tensor, "B C H W"]:
-    """Tokens back to latents of `height` × `width`: (B,H·W/4,4C) → (B,C,H,W)."""
+    """Tokens back to latents of `height` × `width`: (B,H·W/4,4C) → (B,C,H,W).
+
+    Raises ShapeError for tokens that are not so many.
+    """
+    _dimensions(tokens, "tokens", "B×N×4C")
     b, n, d = tokens.shape
     if height % 2 or width % 2 or n != (height // 2) * (width // 2) or d % 4:
         raise ShapeError(f"tokens are {shape(tokens)} and are no {height}×{width} latents, packed")
@@ -55,8 +62,14 @@ def pack_mask(mask: Float[Tensor, "B 1 H W"], channels: int) -> Float[Tensor, "B
     """A mask of latent size in the order of `pack`, for latents with so many `channels`.
 
     (B,1,H,W) → (B,H·W/4,4·channels); every channel of a token has the same four weights.
-    FLUX.1 has 16 channels, FLUX.2 has 32.
+    FLUX.1 has 16 channels, FLUX.2 has 32. Raises ShapeError for anything but (B,1,H,W), and for odd
+    sizes.
     """
-    if mask.shape[1] != 1:
-        raise ShapeError(f"mask is {shape(mask)}: it needs one channel")
+    if mask.ndim != 4 or mask.shape[1] != 1:
+        raise ShapeError(f"mask is {shape(mask)}: give B×1×H×W, of latent size")
     return pack(mask).repeat(1, 1, channels)
+
+
+def _dimensions(x: Tensor, name: str, wanted: str) -> None:
+    if x.ndim != wanted.count("×") + 1:
+        raise ShapeError(f"{name} is {shape(x)}: packing takes {wanted}")

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from lora_prep.errors import UsageError
 from lora_prep.training.shapes import ShapeError, as_float, shape
 
 
@@ -20,8 +21,12 @@ def resize_mask(mask: Tensor, size: tuple[int, int]) -> Float[Tensor, "*batch h 
     mean (its coverage) stays what it was; nearest-neighbour loses thin lines. float32, or float64
     for float64.
 
-    Raises ShapeError.
+    Raises ShapeError, and UsageError for other integers: 0..255 or 0..1 is not for us to guess.
     """
+    if not (mask.is_floating_point() or mask.dtype in (torch.uint8, torch.bool)):
+        raise UsageError(
+            f"cannot resize a mask of {mask.dtype}: give uint8, bool or floating point"
+        )
     if mask.ndim < 2 or 0 in mask.shape[-2:] or min(size) < 1:
         raise ShapeError(f"cannot resize a mask of {shape(mask)} to {size[0]}×{size[1]}")
     values = mask.float() / 255 if mask.dtype == torch.uint8 else as_float(mask)

@@ -75,7 +75,7 @@ class LossSum:
     def __init__(self, terms: Mapping[str, tuple[float | Schedule, Term]]) -> None:
         if not terms:
             raise UsageError("the sum has no terms: give at least one, such as Diffusion()")
-        self.terms = {name: (as_schedule(w), term) for name, (w, term) in terms.items()}
+        self.terms = {name: _entry(name, entry) for name, entry in terms.items()}
         bases = [n for n, (_, term) in self.terms.items() if getattr(term, "is_base", False)]
         if len(bases) > 1:
             raise UsageError(
@@ -158,9 +158,9 @@ class LossSum:
             fields = [f for f in term.requires if not (before and f in _FROM_FORWARD)]
             absent = [field for field in fields if getattr(batch, field, None) is None]
             if absent:
+                wanted = " and ".join(_field(batch, field) for field in absent)
                 raise UsageError(
-                    f"the term {name} ({type(term).__name__}) needs "
-                    f"{' and '.join('batch.' + field for field in absent)}, which is not given: "
+                    f"the term {name} ({type(term).__name__}) needs {wanted}, which is not given: "
                     "give it, or take the term out"
                 )
         return active
@@ -174,6 +174,25 @@ class LossSum:
 
 _FROM_FORWARD = ("base_pred", "preserved_pred", "preserved_base", "slider", "pair")
 """What is not there yet when a step is counted."""
+
+
+def _entry(name: str, entry: Any) -> tuple[Schedule, Term]:
+    """The weight and the term of an entry; raises UsageError for anything else."""
+    pair = isinstance(entry, tuple | list) and len(entry) == 2
+    if not pair or isinstance(entry[1], type) or not isinstance(entry[1], Term):
+        raise UsageError(
+            f"the entry {name} is {entry!r}: give a weight and a term, such as (1.0, Masked())"
+        )
+    return as_schedule(entry[0]), entry[1]
+
+
+def _field(batch: LossBatch, name: str) -> str:
+    """An input by the name under which it is given."""
+    if name != "t" or batch.objective is None:
+        return "batch.timesteps or batch.sigmas" if name == "t" else f"batch.{name}"
+    if batch.objective.is_flow:
+        return "batch.sigmas (from 0 to 1, for flow_matching)"
+    return f"batch.timesteps (for {batch.objective.prediction})"
 
 
 def combine(results: Sequence[LossResult]) -> dict[str, Tensor]:

@@ -65,6 +65,14 @@ for wrong, message in (
     (lambda: from_config({"masked": {"weight": "1"}}), "weight: a term's weight is '1'"),
     (lambda: from_config({"masked": {"floor": "much"}}), "masked cannot be made of this"),
     (lambda: from_config({"diffusion": {"min_snr": "5"}}), "losses.diffusion"),
+    (lambda: training.pack(x[:, :, None]), "latents is 1×2×1×2×2: packing takes B×C×H×W"),
+    (lambda: training.unpack(pred, 4, 6), "tokens is 4×3×4×6: packing takes B×N×4C"),
+    (lambda: training.unpatchify(x[0]), "patches is 2×2×2: packing takes B×4C×h×w"),
+    (lambda: training.to_tokens(x[0]), "x is 2×2×2: packing takes B×D×h×w"),
+    (lambda: training.pack_mask(x[0, :1], 16), "mask is 1×2×2: give B×1×H×W, of latent size"),
+    (lambda: training.LossSum({"m": training.Masked()}), "entry m is Masked("),
+    (lambda: training.LossSum({"m": (1.0, training.Masked)}), "give a weight and a term, such as"),
+    (lambda: training.LossSum({"m": (1.0, masked)}), "give a weight and a term, such as"),
     (lambda: losses(three), "is_prior is 3: give one value a sample"),
 ):
     try:

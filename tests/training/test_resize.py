@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lora_prep.errors import UsageError
 from lora_prep.training import ShapeError, resize_mask
 
 SIDE = st.integers(1, 40)
@@ -69,3 +70,6 @@ def test_what_cannot_be_resized_is_said():
     ):
         with pytest.raises(ShapeError, match="cannot resize"):
             resize_mask(mask, size)
+    for kind in (torch.int64, torch.int32):
+        with pytest.raises(UsageError, match="give uint8, bool or floating point"):
+            resize_mask(torch.full((4, 4), 255, dtype=kind), (2, 2))

@@ -285,8 +285,20 @@ def test_a_missing_input_names_the_term():
     ):
         losses(b)
     timed = LossSum({"base": (1.0, Diffusion(min_snr=5.0))})
-    with pytest.raises(UsageError, match=r"term base \(Diffusion\) needs batch.t,"):
-        timed(replace(whole_step(), sigmas=None, timesteps=torch.arange(SIZE)))
+    b = replace(whole_step(), sigmas=None, timesteps=torch.arange(SIZE))
+    for objective, wanted in (
+        (b.objective, r"batch.sigmas \(from 0 to 1, for flow_matching\), which"),
+        (None, r"batch.objective, which"),
+    ):
+        with pytest.raises(UsageError, match=r"term base \(Diffusion\) needs " + wanted):
+            timed(replace(b, objective=objective))
+    steps = replace(
+        b, objective=Objective("epsilon", torch.linspace(0.99, 0.01, 9)), timesteps=None
+    )
+    with pytest.raises(UsageError, match=r"needs batch.timesteps \(for epsilon\), which"):
+        timed(steps)
+    with pytest.raises(UsageError, match=r"needs .* and batch.timesteps or batch.sigmas, which"):
+        timed(replace(steps, objective=None))
     with pytest.raises(UsageError, match="counts has nothing for stay"):
         losses(whole_step(), counts={"base": torch.tensor(1.0)})
 
