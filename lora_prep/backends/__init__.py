@@ -199,38 +199,49 @@ def detector_identity(spec: DetectorSpec) -> str:
     """Name of the detector, its weights' hash, and the settings that change its results.
 
     Equal identities mean equal faces for equal pixels. Loads no model; where one has to be
-    downloaded first, this downloads it. Raises BackendError where it is not to be had.
+    downloaded first, this downloads it, but in a dry run only says so (`weights.no_downloads`).
+    Raises BackendError where it is not to be had.
     """
-    match spec.name:
-        case "insightface":
-            from lora_prep.backends import insightface
+    from lora_prep.backends.weights import NotHere
 
-            return insightface.identity(spec)
-        case "yunet":
-            from lora_prep.backends import yunet
+    try:
+        match spec.name:
+            case "insightface":
+                from lora_prep.backends import insightface
 
-            return yunet.identity(spec)
-        case "cascade":
-            from lora_prep.backends import cascade
+                return insightface.identity(spec)
+            case "yunet":
+                from lora_prep.backends import yunet
 
-            return cascade.IDENTITY
-        case _:
-            assert_never(spec.name)
+                return yunet.identity(spec)
+            case "cascade":
+                from lora_prep.backends import cascade
+
+                return cascade.IDENTITY
+            case _:
+                assert_never(spec.name)
+    except NotHere:
+        return f"{spec.name} {spec.model} is not here"
 
 
 def segmenter_identity(spec: SegmenterSpec) -> str:
     """Like `detector_identity`, for a segmenter."""
-    match spec.name:
-        case "sam2":
-            from lora_prep.backends import sam2
+    from lora_prep.backends.weights import NotHere
 
-            return sam2.identity(spec)
-        case "grabcut":
-            from lora_prep.backends import grabcut
+    try:
+        match spec.name:
+            case "sam2":
+                from lora_prep.backends import sam2
 
-            return grabcut.IDENTITY
-        case _:
-            assert_never(spec.name)
+                return sam2.identity(spec)
+            case "grabcut":
+                from lora_prep.backends import grabcut
+
+                return grabcut.IDENTITY
+            case _:
+                assert_never(spec.name)
+    except NotHere:
+        return f"{spec.name} {spec.model} is not here"
 
 
 def recogniser(spec: RecogniserSpec) -> FaceRecogniser:

@@ -13,6 +13,9 @@ import stat
 import tempfile
 import urllib.error
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -67,6 +70,37 @@ DEFAULT_PACK = "buffalo_l"
 
 _log = logging.getLogger(__name__)
 
+_planning: ContextVar[list[str] | None] = ContextVar("planning", default=None)
+"""While nothing may be downloaded: the models that are not here."""
+
+
+class NotHere(BackendError):
+    """A model is not here, and this is a dry run, which downloads nothing."""
+
+
+@contextmanager
+def no_downloads() -> Iterator[list[str]]:
+    """Within it, what would have to be downloaded raises NotHere and is listed instead."""
+    missing: list[str] = []
+    before = _planning.set(missing)
+    try:
+        yield missing
+    finally:
+        _planning.reset(before)
+
+
+def _refuse_in_a_plan(model: str, missing: str) -> None:
+    """Raise NotHere where nothing may be downloaded."""
+    listed = _planning.get()
+    if listed is None:
+        return
+    if model not in listed:
+        listed.append(model)
+    raise NotHere(
+        f"{missing}, and a dry run downloads nothing: run it without --dry-run, or "
+        "`lora-prep models pull` first"
+    )
+
 
 def sha256(path: Path) -> str:
     """The SHA-256 of a file's content, in hex. Unchanged files are read once a process.
@@ -107,6 +141,7 @@ def hub_file(repo: str, filename: str, advice: str, *, expected: str | None = No
     from huggingface_hub import constants
 
     missing = f"{repo}/{filename} is not in {constants.HF_HUB_CACHE}"
+    _refuse_in_a_plan(repo, missing)
     if constants.HF_HUB_OFFLINE:
         raise BackendError(f"{missing}, and HF_HUB_OFFLINE forbids to download it. {advice}")
     own_limit = os.environ.get("HF_HUB_ETAG_TIMEOUT")
@@ -209,6 +244,7 @@ def fetch_pack(name: str) -> Path:
     licenses.require(name)
     folder = pack_folder(name)
     if not folder.is_dir():
+        _refuse_in_a_plan(name, f"insightface's pack {name} is not in {folder.parent}")
         _download_pack(name, folder.parent)
     return with_onnx_files(folder)
 

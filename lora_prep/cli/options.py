@@ -60,6 +60,25 @@ def _refuse_what_has_no_effect(running: Running) -> None:
         raise click.UsageError("--merge goes without --shard: it looks at all of them")
 
 
+def _without_downloads(command: Callable[[], Any]) -> Any:
+    """Run a command, and say at its end which models it would have to download."""
+    from lora_prep.backends import catalogue, weights
+
+    with weights.no_downloads() as missing:
+        try:
+            return command()
+        finally:
+            if missing:
+                names = {model.repo: model.name for model in catalogue.MODELS.values()}
+                listed = ", ".join(names.get(model, model) for model in missing)
+                click.echo(
+                    f"not here yet: {listed}. A dry run downloads nothing "
+                    "(`lora-prep models pull` does), so what other models made cannot be told "
+                    "from what this one did",
+                    err=True,
+                )
+
+
 def running_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What every command takes that works through a folder; `command` gets it as `running`."""
 
@@ -67,6 +86,8 @@ def running_options(command: Callable[..., Any]) -> Callable[..., Any]:
     def decorated(*args: Any, **options: Any) -> Any:
         running = Running(**{field.name: options.pop(field.name) for field in fields(Running)})
         _refuse_what_has_no_effect(running)
+        if running.dry_run:
+            return _without_downloads(functools.partial(command, *args, running=running, **options))
         return command(*args, running=running, **options)
 
     decorators = [

@@ -8,9 +8,11 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from huggingface_hub import constants
 
+from lora_prep import imageio
 from lora_prep.backends import catalogue, licenses, weights
 from tests.fakes import hub, loopback
 
@@ -199,6 +201,44 @@ class TestAtATerminal:
         assert (code, stdout) == (2, "")
         assert "has not been accepted yet" in shown
         assert not licenses.record().exists()
+
+
+class TestDryRun:
+    """What is not here is named and not downloaded."""
+
+    @pytest.fixture
+    def images(self, home):
+        folder = home / "data" / "faces"
+        folder.mkdir(parents=True)
+        (folder / "a.png").write_bytes(imageio.encode_image(np.zeros((9, 9, 3), np.uint8), "png"))
+        return folder
+
+    @pytest.mark.parametrize(
+        ("options", "named"),
+        [
+            (("masks", "--preset", "fast", "--detector", "cascade"), TINY),
+            (("masks", "--preset", "fast", "--accept-license"), f"buffalo_sc, {TINY}"),
+            (("detect", "--detector", "yunet"), "yunet"),
+        ],
+    )
+    def test_the_plan_is_made_without_the_models(self, server, images, lora_prep, options, named):
+        command, *rest = options
+        result = lora_prep(command, images, *rest, "--dry-run")
+        assert "would be: 1 to make" in result.stdout
+        assert f"not here yet: {named}. A dry run downloads nothing" in result.stderr
+        assert server.requests == []
+
+    def test_a_command_that_cannot_plan_without_them_says_so(self, server, images, lora_prep):
+        result = lora_prep(
+            "embed", images, "--recogniser", "sface", "--detector", "yunet", "--dry-run", code=2
+        )
+        assert "a dry run downloads nothing" in result.stderr
+        assert server.requests == []
+
+    def test_what_is_here_needs_no_notice(self, server, images, lora_prep):
+        lora_prep("models", "pull", TINY)
+        options = ("--preset", "fast", "--detector", "cascade", "--dry-run")
+        assert "not here" not in lora_prep("masks", images, *options).stderr
 
 
 class TestPath:
