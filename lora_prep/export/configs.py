@@ -23,6 +23,8 @@ class Config:
     schema: str
     """Which of the schemas holds its keys."""
     value: Json
+    yours: bool = False
+    """Meant to be filled in: once it was edited, no later export replaces it."""
 
     def text(self) -> str:
         """The file's content."""

@@ -70,6 +70,15 @@ class Folder:
                 "give --force to replace it"
             )
 
+    def is_edited(self, name: str) -> bool:
+        """Whether a file that an export wrote was changed by hand since."""
+        path = self.out / name
+        return name in self.before.files and path.is_file() and not self.before.owns(name, path)
+
+    def keep(self, name: str) -> None:
+        """Leave a file as it is, and still remember what it was when an export wrote it."""
+        self.files[name] = self.before.files[name]
+
     def is_fresh(self, names: Iterable[str], made_from: str, source: Path) -> bool:
         """Whether these files are there, made from just this; then they are kept."""
         entries = {name: self.before.files.get(name) for name in names}

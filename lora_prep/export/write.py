@@ -66,7 +66,13 @@ def export(
     recipe: Recipe = module(plan.trainer).recipe(plan, gathered)
     files = [name for p in gathered.pictures for name in writer.names(p)]
     files += [name for p in gathered.classes for name in writer.names(p, of_class=True)]
-    writer.folder.begin([*files, *(config.name for config in recipe.configs), TRAIN_MD])
+    kept = [
+        config.name
+        for config in recipe.configs
+        if config.yours and not force and writer.folder.is_edited(config.name)
+    ]
+    configs = [config.name for config in recipe.configs if config.name not in kept]
+    writer.folder.begin([*files, *configs, TRAIN_MD])
     report = Report(plan.trainer, plan.out, filled=gathered.filled, left_out=gathered.left_out)
     for of_class, pictures in ((False, gathered.pictures), (True, gathered.classes)):
         for picture in list(pictures):
@@ -84,12 +90,16 @@ def export(
         raise DatasetError(f"no class image in {plan.priors} can be read")
     recipe = module(plan.trainer).recipe(plan, gathered)
     for config in recipe.configs:
-        writer.folder.put(config.name, config.text().encode(), "")
+        if config.name in kept:
+            writer.folder.keep(config.name)
+        else:
+            writer.folder.put(config.name, config.text().encode(), "")
     text = train_md(plan, gathered, recipe)
     writer.folder.put(TRAIN_MD, text.encode(), "")
     writer.folder.finish(_about(plan, shape, recipe, writer).to_json())
     report.images, report.classes = len(gathered.pictures), len(gathered.classes)
-    report.notes, report.configs = recipe.notes, tuple(c.name for c in recipe.configs)
+    edited = tuple(f"{name} was edited and is kept: --force writes it anew" for name in kept)
+    report.notes, report.configs = recipe.notes + edited, tuple(c.name for c in recipe.configs)
     report.changed, report.removed = writer.folder.changed, writer.folder.removed
     folders = [shape.images, shape.masks] + (["class"] if gathered.classes else [])
     report.strangers = writer.folder.strangers(folders)

@@ -159,7 +159,8 @@ const cards = data.images.map((image, index) => {
   const second = element("span", { class: "line2" }, ...short(image).map((text) => element("span", {}, text)));
   const third = element("span", { class: "line2" });
   const bad = ["rejected", "stale", "failed", "no mask"].includes(image.state);
-  third.append(element("span", { class: bad ? "state bad" : "state" }, image.state));
+  const told = /mask|^rejected$/.test(image.state) ? image.state : `mask ${image.state}`;
+  third.append(element("span", { class: bad ? "state bad" : "state" }, told));
   for (const code of new Set(image.issues.map(([code]) => code))) {
     third.append(element("span", { class: `badge ${data.kinds[code].severity}` }, code));
   }

@@ -113,6 +113,7 @@ def application(session: Session, clicking: Clicking, token: str) -> Starlette:
     routes = [
         Route("/api/images", handlers.images),
         Route("/api/images/{number}/picture", handlers.picture),
+        Route("/api/images/{number}/thumbnail", handlers.thumbnail),
         Route("/api/images/{number}/mask", handlers.mask, methods=["GET"]),
         Route("/api/images/{number}/mask", handlers.save, methods=["PUT"]),
         Route("/api/images/{number}/change", handlers.change, methods=["POST"]),
@@ -173,6 +174,10 @@ class _Handlers:
     async def picture(self, request: Request) -> Response:
         full = "full" in request.query_params
         data = await run_in_threadpool(self.session.shown, _number(request), full=full)
+        return Response(data, media_type="image/jpeg")
+
+    async def thumbnail(self, request: Request) -> Response:
+        data = await run_in_threadpool(self.session.thumbnail, _number(request))
         return Response(data, media_type="image/jpeg")
 
     async def mask(self, request: Request) -> Response:

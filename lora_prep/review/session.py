@@ -6,6 +6,7 @@ import os
 import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,7 @@ from lora_prep.decisions import Decision, Verdict
 from lora_prep.errors import DatasetError, ItemError
 from lora_prep.faces import FaceRecord, faces_path
 from lora_prep.masks import Margin
+from lora_prep.review.thumbnail import thumbnail
 from lora_prep.types import Image, Issue, Json, Mask, Severity
 from lora_prep.validate.fix import MANIFEST, TRASH
 
@@ -103,6 +105,16 @@ class Session:
             size = max(1, round(width * scale)), max(1, round(height * scale))
             image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
         return imageio.encode_image(image, "jpeg", quality=90)
+
+    def thumbnail(self, number: int) -> bytes:
+        """The picture as a small JPEG file, dimmed where the mask ignores it, if there is one."""
+        sample = self._sample(number)
+        image = imageio.decode_image(_bytes(self._reachable(sample.image)))
+        mask = None
+        with suppress(ItemError):  # the page says what is wrong with it
+            if (data := self._mask_file(sample)) is not None:
+                mask = _decoded(data, *image.shape[:2])
+        return thumbnail(image, mask)
 
     def mask(self, number: int) -> Version:
         """The mask. Raises ItemError for a damaged one and for one of another size."""

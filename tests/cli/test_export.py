@@ -34,7 +34,7 @@ def test_json_tells_everything(data, tmp_path, lora_prep):
     document = json.loads(result.stdout)
     assert document["images"] == 1
     assert document["left_out"][0]["key"] == "one.png"
-    assert document["configs"] == ["dataset.toml"]
+    assert document["configs"] == ["dataset.toml", "training.toml"]
     assert document["check"]["problems"] == []
     assert document["check"]["masked"] == 1
     assert "images/two_lines.png" in document["changed"]

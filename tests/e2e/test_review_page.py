@@ -1,6 +1,7 @@
 """The review page in a real browser, with real keys and a real mouse; what counts is the disk."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,8 +29,8 @@ NAMES = ("ada.png", "bob <b>&.png", "cleo.png")
 @pytest.fixture(scope="module")
 def context() -> Iterator[BrowserContext]:
     with browser() as context:
-        context.set_default_timeout(60_000)
-        expect.set_options(timeout=60_000)
+        context.set_default_timeout(180_000)
+        expect.set_options(timeout=180_000)
         yield context
 
 
@@ -148,6 +149,9 @@ def test_a_stroke_is_on_the_disk_and_there_after_a_reload(page: Page, data: Data
     (backup,) = (data.state / "trash").glob("*/masks/cleo.png")
     assert np.array_equal(imageio.decode_mask(backup.read_bytes()), gradient())
     covered = page.locator("#facts").inner_text()
+    small = page.locator("#list [aria-current] img")
+    expect(small).to_have_attribute("src", re.compile(r"thumbnail\?[0-9a-f]{12}$"))
+    assert small.evaluate("(e) => e.decode().then(() => e.naturalWidth)") == 112
     page.reload()
     ready(page, "cleo.png")
     expect(page.locator("#facts")).to_have_text(covered)

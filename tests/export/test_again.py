@@ -47,6 +47,23 @@ def test_a_changed_mask_is_exported_anew(run, data):
     assert changed == {"rgba/a.png", MANIFEST}
 
 
+def test_what_was_filled_in_stays(run, data):
+    """diffusion-pipe's training names the user's model files."""
+    out = run("diffusion-pipe")
+    training = out / "training.toml"
+    mine = training.read_text().replace("MODEL", "/models/flux")
+    training.write_text(mine)
+    shutil.copy(data / "masks" / "b.png", data / "masks" / "a.png")
+    for _ in range(2):
+        run("diffusion-pipe", "--rank", 4, "--check")
+        assert "training.toml was edited and is kept" in run.result.output
+        assert training.read_text() == mine
+    run("diffusion-pipe", "--force")
+    assert "MODEL" in training.read_text()
+    run("diffusion-pipe", "--rank", 4)
+    assert "rank = 4" in training.read_text()
+
+
 def test_another_route_leaves_nothing_behind(run):
     out = run("kohya", "--no-priors")
     run("kohya", "--no-priors", "--route", "mask-dir")

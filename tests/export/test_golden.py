@@ -72,6 +72,21 @@ def test_windows_paths(run):
     assert values["directory"][0]["mask_path"] == "D:\\train\\o'x\\masks"
 
 
+def test_the_training_of_diffusion_pipe(run):
+    """Its alpha is the rank, and a key for it raises; blocks are what is left of what is out."""
+    out = run("diffusion-pipe", "--model", "flux1-dev", "--base", "/m/flux", "--alpha", 4)
+    text = (out / "training.toml").read_text("utf-8")
+    values = tomllib.loads(text)
+    assert values["model"] == {"type": "flux", "diffusers_path": "/m/flux", "dtype": "bfloat16"}
+    assert values["dataset"] == str(out / "dataset.toml")
+    assert not {"alpha", "exclude_modules"} & set(values["adapter"])
+    assert "note: --alpha 4: diffusion-pipe's alpha is the rank" in run.result.output
+    assert "fill in" not in run.result.output
+    assert schema.problems("diffusion-pipe-training", values) == []
+    values["adapter"]["alpha"] = 4
+    assert schema.problems("diffusion-pipe-training", values)
+
+
 def test_what_the_real_parsers_read(run):
     kohya = tomllib.loads((full(run, "kohya") / "dataset.toml").read_text("utf-8"))
     subset, classes = kohya["datasets"][0]["subsets"]

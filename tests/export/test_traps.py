@@ -172,7 +172,9 @@ def test_out_must_not_touch_the_source(place, data, lora_prep):
         ("kohya", ("--dop", 1), "no output preservation"),
         ("kohya", ("--background-prior", 1), "no prior for what is masked"),
         ("kohya", ("--slider", "a", "b"), "trains no slider from prompts"),
-        ("diffusion-pipe", ("--model", "klein-9b", "--select", "double[0]"), "cannot be told"),
+        ("diffusion-pipe", ("--model", "sdxl", "--select", "mid"), "does not read [adapter]"),
+        ("diffusion-pipe", ("--model", "klein-9b"), "fill in MODEL, VAE and TEXT_ENCODER"),
+        ("diffusion-pipe", (), "fill in `[model]` in training.toml"),
     ],
 )
 def test_what_a_trainer_has_no_key_for_is_told(trainer, options, said, run):

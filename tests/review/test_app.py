@@ -172,7 +172,7 @@ def test_links_out_of_the_data_set_are_not_followed(data: Dataset, tmp_path: Pat
     numbers = {row["name"]: row["id"] for row in session.images()}
     with serving(session) as page:
         link, b = numbers["link.png"], numbers["b.png"]
-        for path in (f"{link}/picture", f"{link}/mask", f"{b}/mask"):
+        for path in (f"{link}/picture", f"{link}/thumbnail", f"{link}/mask", f"{b}/mask"):
             answer = page.ask(f"api/images/{path}")
             assert (answer.status, b"out of the data set" in answer.body) == (404, True)
         assert page.ask(f"api/images/{link}/decision", "PUT", {"verdict": "rejected"}).status == 404
@@ -199,6 +199,21 @@ def test_the_picture_is_what_trainers_see_and_no_larger_than_the_screen(data: Da
     assert small.shape == (68, 2048, 3)
     assert full.shape == (100, 3000, 3)
     assert (mask.headers["X-Width"], mask.headers["X-Height"]) == ("3000", "100")
+
+
+def test_a_thumbnail_is_dark_where_the_mask_ignores(data: Dataset) -> None:
+    """With a mask that cannot be read, as bright as the picture."""
+    white = np.zeros((HEIGHT, WIDTH), np.uint8)
+    white[:, WIDTH // 2 :] = 255
+    (data.masks / "a.png").write_bytes(imageio.encode_mask(white))
+    (data.masks / "b.png").write_bytes(b"broken")
+    with serving(Session(data)) as page:
+        answers = [page.ask(f"api/images/{n}/thumbnail") for n in (0, 1)]
+    small, whole = (imageio.decode_image(answer.body).astype(float) for answer in answers)
+    assert small.shape == (HEIGHT, WIDTH, 3)
+    left, right = np.s_[48:, :30], np.s_[48:, 50:]
+    assert small[left].mean() == pytest.approx(0.45 * small[right].mean(), rel=0.1)
+    assert whole[left].mean() == pytest.approx(whole[right].mean(), rel=0.1)
 
 
 def test_a_mask_comes_as_its_bytes(page: Served) -> None:

@@ -19,6 +19,7 @@ const state = {
   asked: 0,
   full: false,
   opening: 0,
+  thumbnails: new Map(),
 };
 
 const editor = new Editor($("stage"), {
@@ -104,6 +105,7 @@ async function saveNow() {
     state.version = answer.version;
     state.whole = false;
     current.edited = true;
+    thumbnail(current).src = address(current, answer.version);
     if (!mask.unsaved) saved("saved");
     if (answer.warning) tell(answer.warning);
     list();
@@ -322,16 +324,33 @@ function row(image) {
   button.type = "button";
   button.dataset.id = image.id;
   if (image === state.current) button.setAttribute("aria-current", "true");
-  button.append(span("what", image.name));
+  button.append(thumbnail(image), span("what", image.name));
+  const marks = span("marks", "");
   const worst = image.issues.some((issue) => issue.severity === "error") ? "error" : "warning";
-  if (image.issues.length) button.append(span(`mark ${worst}`, `${image.issues.length}!`));
-  if (image.edited) button.append(span("mark", "edited"));
-  if (image.verdict) button.append(span(`mark ${image.verdict}`, image.verdict));
+  const issues = image.issues.length === 1 ? "1 issue" : `${image.issues.length} issues`;
+  if (image.verdict) marks.append(span(image.verdict, image.verdict));
+  if (image.edited) marks.append(span("", "edited"));
+  if (image.issues.length) marks.append(span(worst, issues));
+  button.append(marks);
   button.title = image.name;
   button.addEventListener("click", () => open(image));
   item.append(button);
   return item;
 }
+
+// Kept, so that a list made anew does not ask for its pictures again.
+function thumbnail(image) {
+  if (!state.thumbnails.has(image.id)) {
+    const made = document.createElement("img");
+    made.alt = "";
+    made.loading = "lazy";
+    made.src = address(image, "");
+    state.thumbnails.set(image.id, made);
+  }
+  return state.thumbnails.get(image.id);
+}
+
+const address = (image, version) => `api/images/${image.id}/thumbnail?${version.slice(0, 12)}`;
 
 function span(name, text) {
   const made = document.createElement("span");
@@ -346,6 +365,10 @@ function count() {
   const rejected = total("rejected");
   const left = state.images.length - accepted - rejected;
   $("counts").textContent = `${accepted} accepted, ${rejected} rejected, ${left} to go`;
+  $("progress").max = state.images.length || 1;
+  $("progress").value = accepted + rejected;
+  $("previous").disabled = !neighbour(-1);
+  $("next").disabled = !neighbour(1);
 }
 
 function describe() {

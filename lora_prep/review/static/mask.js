@@ -65,7 +65,8 @@ export class Mask {
     return this.move(this.undone, this.done, "after");
   }
 
-  // Paints all pixels whose centre is within `radius` of the line; returns what may have changed.
+  // Paints all pixels whose centre is within `radius` of the line, at least the nearest one;
+  // returns what may have changed.
   line(x0, y0, x1, y1, radius, value) {
     const left = Math.max(0, Math.floor(Math.min(x0, x1) - radius));
     const top = Math.max(0, Math.floor(Math.min(y0, y1) - radius));
@@ -77,7 +78,7 @@ export class Mask {
     const dx = x1 - x0;
     const dy = y1 - y0;
     const length = dx * dx + dy * dy;
-    const limit = Math.max(radius, 0.5) ** 2;
+    const limit = Math.max(radius, Math.SQRT1_2) ** 2;
     for (let y = top; y < bottom; y++) {
       const py = y + 0.5 - y0;
       for (let x = left; x < right; x++) {

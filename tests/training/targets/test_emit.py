@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable
 
 import pytest
+import torch
 
 from lora_prep.errors import UsageError
 from lora_prep.training.targets import CONSUMERS, Selection, emit, meta, names, resolve, select
@@ -45,6 +46,12 @@ def musubi(arguments: list[str], modules: Iterable[str]) -> set[str]:
         if not excluded or any(p.match(module) for p in include):
             found.add(module)
     return found
+
+
+def diffusion_pipe(answer: dict[str, dict[str, str]], modules: Iterable[str]) -> set[str]:
+    """models/base.py hands it to PEFT as `exclude_modules`, beside a list of all linear layers."""
+    left_out = re.compile(answer["adapter"]["exclude_modules"])
+    return {module for module in modules if not left_out.fullmatch(module)}
 
 
 def kohya_indices(text: str, count: int) -> set[int]:
@@ -172,6 +179,47 @@ def test_musubi_trains_the_same(model: str, expression: str) -> None:
                 assert {k for m in here for k in layers_alike(m)} == wanted
     if model == "qwen-image":
         assert found == set(selection.modules)
+
+
+@pytest.mark.parametrize(("model", "expression"), CASES)
+def test_diffusion_pipe_trains_the_same(model: str, expression: str) -> None:
+    selection = chosen(model, expression)
+    answer = emit(selection, "diffusion-pipe")
+    if selection.model.family in ("sd15", "sdxl"):
+        assert (answer.value, answer.exact) == (None, False)
+        return
+    if selection.model.family in ("flux2", "wan21"):
+        found = diffusion_pipe(answer.value, own_modules(model))
+        assert blocks_of(found) == set(selection.blocks)
+        kinds = {layer.kind for layer in selection.layers if layer.block.group != "single"}
+        if answer.exact:
+            assert {k for m in found if "single" not in m for k in layers_alike(m)} == kinds
+        return
+    everything = [layer.name for layer in selection.model.layers]
+    assert diffusion_pipe(answer.value, everything) == set(selection.modules)
+    assert answer.exact
+
+
+def test_peft_leaves_out_what_diffusion_pipe_is_told() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    class Block(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv = torch.nn.Linear(4, 4)
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.double_blocks = torch.nn.ModuleList(Block() for _ in range(12))
+            self.single_blocks = torch.nn.ModuleList(Block() for _ in range(3))
+
+    model = Model()
+    every = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)]
+    told = emit(chosen("klein-9b", "double.1,single.2"), "diffusion-pipe").value["adapter"]
+    get_peft_model(model, LoraConfig(r=2, target_modules=every, **told))
+    trained = {n.partition(".lora_A")[0] for n, _ in model.named_parameters() if "lora_A" in n}
+    assert trained == {"double_blocks.1.qkv", "single_blocks.2.qkv"}
 
 
 @pytest.mark.parametrize(("model", "expression"), CASES)
