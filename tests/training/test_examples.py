@@ -13,6 +13,7 @@ import torch
 from diffusers import AutoencoderTiny
 
 from lora_prep import imageio
+from lora_prep.training import LossBatch, unpack
 from tests.fakes import tiny_faces, tiny_pipelines
 
 PAGE = Path(__file__).parents[2] / "docs" / "losses.md"
@@ -100,6 +101,25 @@ def test_the_identity_loop(data: Path, capsys: pytest.CaptureFixture[str]) -> No
         value = float(re.findall(r"'identity': ([\d.e-]+)", line)[0])
         assert 0 < value < 2
     assert not torch.equal(adapter(names["unet"]), before)
+
+
+def test_the_flux_step() -> None:
+    """Only what the mask shows is learned, whatever the order of the tokens is."""
+    pipeline = tiny_pipelines.build("flux1")
+    prompt, pooled, text_ids = pipeline.encode_prompt("a photo of ohwx", None)
+    given = {"pipeline": pipeline, "prompt": prompt.expand(2, -1, -1), "text_ids": text_ids,
+             "pooled": pooled.expand(2, -1), "images": torch.zeros(2, 3, 32, 48)}  # fmt: skip
+    mask = torch.zeros(2, 1, 32, 48)
+    mask[..., :24] = 1  # the left half
+    names = run({**given, "mask": mask}, "flux")
+    assert names["pred"].shape == (2, 6, 64)
+    (slope,) = torch.autograd.grad(
+        names["losses"](LossBatch(names["pred"], names["x0"], mask=names["packed"])).total,
+        names["pred"],
+    )
+    inside = unpack(slope, 4, 6).abs().amax((0, 1, 2)) > 0
+    assert inside.tolist() == [True] * 3 + [False] * 3
+    assert pipeline.transformer.proj_out.weight.grad.any()
 
 
 def grew(unet: torch.nn.Module) -> bool:

@@ -85,9 +85,10 @@ class IdentityTerm:
     factor: int = 8
     """Pixels to a latent, in each direction."""
     margin: int | None = 2
-    """Latents decoded around the face; None decodes the whole image. Less is cheaper, more is
-    nearer to what the whole image would give. `benchmarks/identity.py`, for TAESD's network: 0
-    changes the crop by 2.4 % of its deviation, 2 by 0.25 %, less than 8 bits do, 4 by 0.01 %."""
+    """Latents decoded around the face, or up to three more; None decodes the whole image. Less is
+    cheaper, more is nearer to what the whole image would give. For TAESD's network, by where the
+    face lies: 2 changes the crop by 0.2 to 1 % of its deviation (a grey level is about 2 %), 0 by
+    2 to 13 %, 4 by at most 0.1 %. `benchmarks/identity.py` measures one case."""
     antialias: bool = True
     """Average faces larger than twice the recogniser's crop: see `align_faces`."""
     unpack: Callable[[Tensor], Tensor] | None = None
