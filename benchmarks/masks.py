@@ -4,6 +4,10 @@ In one run, on the same images, model and machine: the loop that recipes show, t
 all that lora-prep does, and the bare image encoder on tensors that are ready. Weights are random
 and what they say is noise, so everybody goes on with the same ellipse around the face instead: the
 work behind the model is then that of a real mask. Models are loaded beforehand.
+
+On CUDA the defaults are others: 64 images of each size, batches of 8 and more, 16 threads around
+the model, everything once before it is timed. The released sizes:
+`python -m benchmarks.masks --model hiera_l --device cuda`, and hiera_t, hiera_s, hiera_b+.
 """
 
 import contextlib
@@ -28,7 +32,14 @@ from PIL import Image as PilImage
 
 from benchmarks.rows import record
 from lora_prep import anatomy, imageio
-from lora_prep.backends import DetectorSpec, FaceDetector, SegmenterSpec, detector, sam2_model
+from lora_prep.backends import (
+    DetectorSpec,
+    FaceDetector,
+    SegmenterSpec,
+    default_batch_size,
+    detector,
+    sam2_model,
+)
 from lora_prep.backends.sam2 import Answer, Prepared, Sam2Segmenter
 from lora_prep.dataset import Dataset
 from lora_prep.executors.local import LocalExecutor
@@ -119,6 +130,8 @@ class Bench:
     detector: FaceDetector
     root: Path
     count: int
+    around: int
+    """Threads around the model, as `lora-prep masks --threads` has them."""
     pictures: dict[float, list[Picture]] = field(default_factory=dict)
 
     def draw(self, megapixels: float) -> None:
@@ -151,7 +164,9 @@ class Bench:
 
     def recipe(self, setting: Setting) -> int:
         """PIL, `set_image`, `predict` with one point, `masks[0]`, erode, PIL: one after another."""
-        pictures = self.pictures[setting.megapixels][:1]  # slow, and there is no pipeline to fill
+        pictures = self.pictures[setting.megapixels]
+        if not self.segmenter._on_cuda:
+            pictures = pictures[:1]  # slow, and there is no pipeline to fill
         out = self.root / "naive"
         out.mkdir(exist_ok=True)
         for picture in pictures:
@@ -211,7 +226,7 @@ class Bench:
             torch.cuda.synchronize()
 
     def _run(self, stage: Loaded) -> int:
-        report = run(stage, stage.dataset.root, executor=LocalExecutor(4), force=True)
+        report = run(stage, stage.dataset.root, executor=LocalExecutor(self.around), force=True)
         # A cascade may miss a drawn face; the model then has less to do, which must not count.
         if report.exit_code:
             raise click.ClickException(f"not all images were done: {report.problems}")
@@ -238,6 +253,9 @@ def measure(
 ) -> list[Times]:
     """Run the contenders in turn, every other time in reverse."""
     torch.set_num_threads(setting.threads)
+    if bench.segmenter._on_cuda:  # which chooses its kernels when it first sees a size
+        for contender in contenders:
+            contender(setting)
     times = [Times() for _ in contenders]
     order = list(enumerate(contenders))
     for repetition in range(repeats):
@@ -307,7 +325,9 @@ def machine() -> str:
 
 @click.command()
 @click.option("--sizes", default="1,4,12", show_default=True, help="Megapixels.")
-@click.option("-n", "count", default=3, show_default=True, help="Images of each size.")
+@click.option(
+    "-n", "count", type=int, help="Images of each size.  [default: 3 on the CPU, 64 on CUDA]"
+)
 @click.option(
     "--model",
     type=click.Choice(["tiny", *MODELS]),
@@ -317,12 +337,19 @@ def machine() -> str:
 @click.option("--repeats", default=2, show_default=True)
 @click.option(
     "--batches",
-    default="3",
-    show_default=True,
-    help="More batch sizes, at the middle size.",
+    help="More batch sizes, at the middle size.  [default: 3 on the CPU, 1,16,32 on CUDA]",
 )
+@click.option("--threads", type=int, help="Around the model.  [default: 4 on the CPU, 16 on CUDA]")
 @click.option("--device", default="auto", show_default=True)
-def main(sizes: str, count: int, model: str, repeats: int, batches: str, device: str) -> None:
+def main(
+    sizes: str,
+    count: int | None,
+    model: str,
+    repeats: int,
+    batches: str | None,
+    threads: int | None,
+    device: str,
+) -> None:
     """Images a second: the recipe's loop, lora-prep, and the bare image encoder."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -330,17 +357,23 @@ def main(sizes: str, count: int, model: str, repeats: int, batches: str, device:
         spec = SegmenterSpec(model=str(checkpoint), config=str(config), device=device)
         segmenter = Plausible(spec)
         naive = sam2_model.load(sam2_model.find(spec), segmenter._device)
-        bench = Bench(spec, segmenter, naive, detector(DetectorSpec("cascade")), root, count)
+        on_cuda = segmenter._on_cuda
+        count, around = count or (64 if on_cuda else 3), threads or (16 if on_cuda else 4)
+        cascade = detector(DetectorSpec("cascade"))
+        bench = Bench(spec, segmenter, naive, cascade, root, count, around)
         packages = ", ".join(f"{p} {version(p)}" for p in ("torch", "sam2", "opencv-python"))
-        where = torch.cuda.get_device_name() if segmenter._on_cuda else machine()
+        where = torch.cuda.get_device_name(segmenter._device) if on_cuda else machine()
         print(f"{where}, {os.cpu_count()} CPUs, Python {platform.python_version()}, {packages}")
-        print(f"{segmenter.describe()}; {count} images a size, medians of {repeats} repetitions")
+        print(f"{segmenter.describe()}; {count} images a size, {around} threads around the model")
+        print(f"medians of {repeats} repetitions; column threads: of torch")
         print(f"load average before: {os.getloadavg()[0]:.1f}\n")
         megapixels = [float(size) for size in sizes.split(",")]
         for size in megapixels:
             bench.draw(size)
         middle = megapixels[len(megapixels) // 2]
-        usual = 8 if segmenter._on_cuda else 1
+        usual = default_batch_size(spec)
+        if batches is None:
+            batches = "1,16,32" if on_cuda else "3"
         torch.set_num_threads(1)
         bench.encoder(Setting(megapixels[0], usual, 1))  # the first time takes longer
         print(
@@ -359,7 +392,9 @@ def main(sizes: str, count: int, model: str, repeats: int, batches: str, device:
             show(setting, chosen, measure(bench, setting, [names[n] for n in chosen], repeats))
         pair = [OURS, ENCODER]
         more = [Setting(middle, int(b), 1) for b in batches.split(",") if b]
-        for setting in [*more, Setting(middle, usual, 2)]:
+        if not on_cuda:
+            more.append(Setting(middle, usual, 2))
+        for setting in more:
             show(setting, pair, measure(bench, setting, [names[n] for n in pair], repeats))
         print(f"\nload average after: {os.getloadavg()[0]:.1f}")
 
