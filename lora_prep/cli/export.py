@@ -40,6 +40,7 @@ Examples:
   lora-prep export --to kohya data --out train/kohya --caption "a photo of {trigger}" --trigger ohwx
   lora-prep export --to ai-toolkit data --out train/ait --model klein-9b --select "double[0:8]"
   lora-prep export --to onetrainer data --out D --path-style windows --root 'D:\\train\\subject'
+  lora-prep export --to simpletuner --pairs data/pairs --out train/age --caption "a face"
   lora-prep export --check --out train/dp      reads an export back as its trainer would
 \b
 Exit codes: 0 all well; 1 images were left out, or --check found something; 2 wrong usage.
@@ -102,6 +103,19 @@ Exit codes: 0 all well; 1 images were left out, or --check found something; 2 wr
     metavar="MORE LESS",
     nargs=2,
     help="ai-toolkit: a concept slider between two prompts, of --class.",
+)
+@click.option(
+    "--pairs",
+    type=FOLDER,
+    help="simpletuner: a slider from the folders positive and negative in here, instead of IMAGES; "
+    "see `lora-prep pairs`.",
+)
+@click.option(
+    "--slider-strength",
+    type=click.FloatRange(0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="--pairs: the LoRA's weight on one side; on the other one, minus that.",
 )
 @click.option(
     "--resolution",
@@ -176,8 +190,13 @@ def command(
         _finish(None, _checked(out), as_json=as_json, verbose=verbose, quiet=quiet)
         return
     from lora_prep.export.write import export
+    from lora_prep.pairs import NEGATIVE, POSITIVE, Pairs
 
-    plan = _plan(options.required(images), trainer, out, settings)
+    negative = None
+    if folder := settings.pop("pairs"):
+        Pairs.at(folder)  # raises where a side is missing
+        images, negative = folder / POSITIVE, folder / NEGATIVE
+    plan = _plan(options.required(images), trainer, out, {**settings, "negative": negative})
     report = _run(export, plan, dry_run=dry_run, force=force, hidden=quiet or as_json)
     checked = _checked(out) if check and not dry_run else None
     _finish(report, checked, as_json=as_json, verbose=verbose, quiet=quiet, dry_run=dry_run)
@@ -192,6 +211,7 @@ def _plan(images: Path, trainer: str, out: Path, settings: Mapping[str, Any]) ->
     given = dict(settings)
     dataset = Dataset.at(images, masks=given.pop("masks"), recursive=given.pop("recursive"))
     beside = dataset.images.parent
+    negative = given.pop("negative")
     augmented = None
     folder = given.pop("augmented_from")
     if given.pop("augmented") or folder:
@@ -232,8 +252,9 @@ def _plan(images: Path, trainer: str, out: Path, settings: Mapping[str, Any]) ->
         places=where,
         dataset=dataset,
         augmented=augmented,
+        negative=Dataset.at(negative) if negative else None,
         priors=priors,
-        masked=not given.pop("no_masks"),
+        masked=not given.pop("no_masks") and not negative,
         buckets=not given.pop("no_buckets"),
         resolutions=tuple(dict.fromkeys(given.pop("resolutions"))) or (1024,),
         model=resolved,

@@ -2,9 +2,10 @@
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from lora_prep import captions, decisions
 from lora_prep.captions import Fault
@@ -13,6 +14,8 @@ from lora_prep.errors import UsageError
 from lora_prep.export.names import export_stems
 from lora_prep.export.plan import Plan
 from lora_prep.journal import Journal
+from lora_prep.pairs import NEGATIVE, Pairs, check
+from lora_prep.types import Severity
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,8 @@ class Picture:
     caption: str
     stem: str
     """In the export."""
+    folder: str = ""
+    """In the export; empty: where this trainer's images lie."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +61,19 @@ def gather(plan: Plan) -> Gathered:
     candidates = [(plan.dataset, s) for s in plan.dataset]
     if plan.augmented:
         candidates += [(plan.augmented, s) for s in plan.augmented]
-    stems = export_stems([s.name for _, s in candidates], windows=plan.places.style == "windows")
+    windows = plan.places.style == "windows"
+    stems = export_stems([s.name for _, s in candidates], windows=windows)
+    faults = _pair_faults(plan)
+    if plan.negative:
+        candidates += [(plan.negative, s) for s in plan.negative]
+        stems += export_stems([s.name for s in plan.negative], windows=windows)
     rejected_names = decisions.rejected(plan.dataset)
     uncaptioned = []
     for (dataset, sample), stem in zip(candidates, stems, strict=True):
         label = _label(plan, dataset, sample)
         reason = _obstacle(plan, dataset, sample, rejected_names)
+        if reason is None and _pair_stem(sample.name) in faults:
+            reason = LeftOut(label, faults[_pair_stem(sample.name)])
         if reason is not None:
             found.left_out.append(reason)
             continue
@@ -77,7 +89,8 @@ def gather(plan: Plan) -> Gathered:
             found.left_out.append(LeftOut(label, f"its caption is {text}: write it again"))
             continue
         mask = sample.mask if plan.uses_masks else None
-        found.pictures.append(Picture(label, sample.image, mask, one_line(text), stem))
+        folder = NEGATIVE if dataset is plan.negative else ""
+        found.pictures.append(Picture(label, sample.image, mask, one_line(text), stem, folder))
     if uncaptioned:
         shown = ", ".join(uncaptioned[:3]) + (", ..." if len(uncaptioned) > 3 else "")
         raise UsageError(
@@ -96,7 +109,26 @@ def one_line(caption: str) -> str:
 
 def _label(plan: Plan, dataset: Dataset, sample: Sample) -> str:
     """An image's name for the user; variants lie in a folder of their own."""
+    if dataset is plan.negative:
+        return f"{dataset.images.name}/{sample.name}"
     return sample.name if dataset is plan.dataset else f"augmented/{sample.name}"
+
+
+def _pair_faults(plan: Plan) -> dict[str, str]:
+    """What is wrong with image pairs, by the name that both sides share."""
+    if plan.negative is None:
+        return {}
+    root, sides = plan.dataset.images.parent, (plan.dataset.images.name, plan.negative.images.name)
+    findings = check(Pairs.at(root, positive=sides[0], negative=sides[1]))
+    return {
+        _pair_stem(PurePosixPath(f.path).name): f"{f.path}: {f.message}"
+        for f in findings
+        if f.severity is Severity.ERROR
+    }
+
+
+def _pair_stem(name: str) -> str:
+    return unicodedata.normalize("NFC", PurePosixPath(name).stem)
 
 
 def _obstacle(

@@ -34,6 +34,8 @@ class Plan:
     dataset: Dataset
     augmented: Dataset | None = None
     priors: Path | None = None
+    negative: Dataset | None = None
+    """The low end of image pairs; then `dataset` is their high end."""
     masked: bool = True
     route: Route = "rgba"
     """kohya: the mask as the image's alpha channel, or in a folder of its own."""
@@ -71,6 +73,9 @@ class Plan:
     learning_rate: float = 1e-4
     steps: int = 2000
     slider: Slider | None = None
+    slider_strength: float = 1.0
+    """SimpleTuner: the weight that the high end of the pairs is trained at, the low end at minus
+    that."""
 
     def __post_init__(self) -> None:
         for problem in _refusals(self):
@@ -126,6 +131,15 @@ def _refusals(plan: Plan) -> list[str]:
         )
     if plan.slider and plan.trainer == "ai-toolkit" and plan.priors is not None:
         found.append("a concept slider of ai-toolkit takes no class images: give --no-priors")
+    if plan.negative and plan.trainer != "simpletuner":
+        why = "trains no slider from image pairs"
+        if plan.trainer == "ai-toolkit":
+            why = "trains sliders from image pairs of Stable Diffusion alone, and no masks with it"
+        found.append(
+            f"--pairs: {plan.trainer} {why}: take simpletuner, or lora-prep train (`[slider]`)"
+        )
+    if plan.negative and plan.priors is not None:
+        found.append("a slider takes no class images: give --no-priors")
     return found + _misplaced(plan)
 
 
@@ -135,6 +149,8 @@ def _misplaced(plan: Plan) -> list[str]:
 
     out = Path(os.path.realpath(plan.out))
     sources = [plan.dataset.images, plan.dataset.masks]
+    if plan.negative:
+        sources.append(plan.negative.images)
     if plan.augmented:
         sources += [plan.augmented.images, plan.augmented.masks]
     if plan.priors:

@@ -71,8 +71,8 @@ def common_notes(plan: Plan) -> list[str]:
         found.append(f"--slider: {plan.trainer} trains no slider from prompts; ai-toolkit does")
         if plan.trainer == "simpletuner":
             found.append(
-                "--slider: SimpleTuner trains sliders from two folders of images (`lora-prep "
-                "pairs`), each a backend of its own, one with `slider_strength` 0.5, one with -0.5"
+                "--slider: SimpleTuner trains sliders from image pairs (`lora-prep pairs`): "
+                "export them with --pairs"
             )
     weightless = ("diffusion-pipe", "simpletuner", "musubi")
     if plan.priors and plan.prior_weight != 1 and plan.trainer in weightless:

@@ -6,6 +6,7 @@ from lora_prep.export.configs import Command, Config
 from lora_prep.export.gather import Gathered
 from lora_prep.export.plan import Plan
 from lora_prep.export.recipe import Recipe, Shape, common_notes
+from lora_prep.pairs import NEGATIVE, POSITIVE
 
 _FAMILIES = {
     "flux1": "flux",
@@ -20,6 +21,8 @@ _FAMILIES = {
 
 def shape(plan: Plan) -> Shape:
     """All images become PNG, so that a mask can have an image's name and be what it says."""
+    if plan.negative:
+        return Shape(images=POSITIVE, mask_name="none")
     return Shape(mask_name="name") if plan.uses_masks else Shape(mask_name="none")
 
 
@@ -51,6 +54,8 @@ def recipe(plan: Plan, gathered: Gathered) -> Recipe:
 
         modules = json.dumps(plan.emission.value["peft_lora_target_modules"])
         words.append(f"--peft_lora_target_modules={modules}")
+    elif plan.negative:
+        words.append("--slider_lora_target=true")
     cannot = [
         "`crop_style` is `center`, for images and masks alike: random crops would part them.",
         "The loss is the mean over all pixels, masked ones included: small masks learn slowly.",
@@ -59,6 +64,11 @@ def recipe(plan: Plan, gathered: Gathered) -> Recipe:
         cannot.append(
             "Each image needs a mask of just its own file name; JPEG and WebP images were written "
             "as PNG for that."
+        )
+    if plan.negative:
+        cannot.append(
+            f"A slider: the LoRA is trained at weight {plan.slider_strength:g} on `{POSITIVE}` and "
+            f"at -{plan.slider_strength:g} on `{NEGATIVE}`, a batch of each in turn."
         )
     if gathered.classes:
         cannot.append(
@@ -97,6 +107,19 @@ def _of_resolution(plan: Plan, gathered: Gathered, resolution: int) -> list[dict
         "repeats": plan.repeats - 1,
     }
     found = [images]
+    if plan.negative:
+        images |= {
+            "id": f"{name}-{POSITIVE}",
+            "instance_data_dir": plan.places(POSITIVE),
+            "slider_strength": plan.slider_strength,
+        }
+        less = {
+            "id": f"{name}-{NEGATIVE}",
+            "instance_data_dir": plan.places(NEGATIVE),
+            "cache_dir_vae": plan.places("cache", f"{name}-{NEGATIVE}"),
+            "slider_strength": -plan.slider_strength,
+        }
+        found.append({**images, **less})
     if plan.uses_masks:
         images["conditioning_data"] = f"{name}-masks"
         found.append(

@@ -102,6 +102,7 @@ def export(
     report.notes, report.configs = recipe.notes + edited, tuple(c.name for c in recipe.configs)
     report.changed, report.removed = writer.folder.changed, writer.folder.removed
     folders = [shape.images, shape.masks] + (["class"] if gathered.classes else [])
+    folders += [picture.folder for picture in gathered.pictures if picture.folder]
     report.strangers = writer.folder.strangers(folders)
     return report
 
@@ -116,7 +117,7 @@ class _Writer:
     def names(self, picture: Picture, *, of_class: bool = False) -> list[str]:
         """The files that a picture becomes: image, caption, mask, as far as it has them."""
         shape = self.shape
-        where = "class" if of_class else shape.images
+        where = "class" if of_class else picture.folder or shape.images
         found = [f"{where}/{picture.stem}{self._suffix(picture, of_class)}"]
         if shape.class_captions if of_class else shape.captions:
             found.append(f"{where}/{picture.stem}.txt")
@@ -145,14 +146,15 @@ class _Writer:
         if self.shape.mask_name == "alpha":
             settings += [self.plan.resolutions, self.plan.buckets]
         made_from = fingerprint(settings, names, picture.caption, image, mask)
-        if not of_class:
+        seen = not of_class and not picture.folder
+        if seen:
             self.images.append(names[0])
         if self.folder.is_fresh(names, made_from, picture.image):
             return False
         try:
             files, mended = self._files(picture, names, image, mask, floor, of_class)
         except ItemError:
-            if not of_class:
+            if seen:
                 self.images.remove(names[0])
             raise
         for name, data in files.items():

@@ -4,12 +4,15 @@ import json
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
+from lora_prep import imageio
 from lora_prep.export import schema
 from lora_prep.export.configs import Command
-from tests.export.conftest import TRAINERS
+from sample_data.marked import draw_marked
+from tests.export.conftest import TRAINERS, tree
 
 GOLDEN = Path(__file__).parent / "golden"
 FULL = (
@@ -35,6 +38,18 @@ MORE = {
     "diffusion-pipe": ("--resolution", 768),
     "simpletuner": ("--resolution", 768),
 }
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """Two pairs, the low ends darker."""
+    root = tmp_path / "pairs"
+    for side, light in (("positive", 1.0), ("negative", 0.5)):
+        (root / side).mkdir(parents=True)
+        for seed, name in enumerate("ab"):
+            image = np.rint(draw_marked(seed, (64, 64)).image * light).astype(np.uint8)
+            (root / side / f"{name}.png").write_bytes(imageio.encode_image(image, "png"))
+    return root
 
 
 def full(run, trainer):
@@ -146,6 +161,50 @@ def test_a_slider_of_ai_toolkit(run):
         "negative_prompt": "very young",
         "target_class": "a photo of a woman",
     }
+
+
+def test_a_slider_of_simpletuner_from_pairs(pairs, tmp_path, lora_prep):
+    out = tmp_path / "out"
+    given = ("--pairs", pairs, "--caption", "a face", "--slider-strength", 0.5, "--check")
+    before = tree(pairs)
+    result = lora_prep("export", "--to", "simpletuner", *given, "--out", out)
+    assert "simpletuner: 4 images" in result.output
+    more, less, _ = json.loads((out / "multidatabackend.json").read_text("utf-8"))
+    assert (more["slider_strength"], less["slider_strength"]) == (0.5, -0.5)
+    assert more["id"] != less["id"]
+    assert more["cache_dir_vae"] != less["cache_dir_vae"]
+    for side, backend in (("positive", more), ("negative", less)):
+        assert backend["instance_data_dir"] == str(out / side)
+        assert {p.name for p in (out / side).iterdir()} == {"a.png", "a.txt", "b.png", "b.txt"}
+        assert (out / side / "a.png").read_bytes() == (pairs / side / "a.png").read_bytes()
+    assert "--slider_lora_target=true" in (out / "TRAIN.md").read_text("utf-8")
+    assert tree(pairs) == before
+
+
+@pytest.mark.parametrize("harm", ["orphan", "size"])
+def test_half_a_pair_is_left_out_whole(harm, pairs, tmp_path, lora_prep):
+    out, low = tmp_path / "out", pairs / "negative" / "b.png"
+    if harm == "orphan":
+        low.unlink()
+    else:
+        low.write_bytes(imageio.encode_image(np.zeros((20, 64, 3), np.uint8), "png"))
+    given = ("--pairs", pairs, "--caption", "a face", "--out", out)
+    result = lora_prep("export", "--to", "simpletuner", *given, code=1)
+    assert "left out  b.png" in result.output
+    assert {p.name for p in out.glob("*/*.png")} == {"a.png"}
+
+
+@pytest.mark.parametrize(
+    ("trainer", "folder", "said"),
+    [
+        ("kohya", "", "trains no slider from image pairs"),
+        ("ai-toolkit", "", "of Stable Diffusion alone"),
+        ("simpletuner", "positive", "has no folder positive"),
+    ],
+)
+def test_pairs_are_refused_with_a_reason(trainer, folder, said, pairs, tmp_path, lora_prep):
+    given = ("--pairs", pairs / folder, "--caption", "a face", "--out", tmp_path / "out")
+    assert said in lora_prep("export", "--to", trainer, *given, code=2).output
 
 
 @pytest.mark.parametrize(
