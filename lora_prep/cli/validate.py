@@ -43,8 +43,8 @@ Examples:
   lora-prep validate --list              every check, why it matters and what to do
 \b
 Always on are the checks that are cheap and certain. --deep adds damage that only decoding finds,
-near-duplicates (I012), unusual masks (M013) and specks (M014); --drift adds A006 to A009. C004 and
-E007 run only when selected.
+near-duplicates (I012), unusual masks (M013) and specks (M014); --drift adds A006 to A009. C004,
+E007 and M015 run only when selected.
 \b
 Exit codes: 0 no errors (there may be warnings), 1 errors, or warnings with --strict, 2 wrong usage.
 """,

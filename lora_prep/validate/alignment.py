@@ -63,13 +63,12 @@ def stale_mask(listing: Listing) -> Findings:
     fix="make it anew with `lora-prep augment`",
 )
 def stale_augmentation(listing: Listing) -> Findings:
-    """By the journal of `lora-prep augment`: one issue for each source."""
-    with _journal(listing, "augment") as entries:
-        for entry in entries:
-            stale = _changed(listing, entry.inputs)
-            there = _there(listing, entry)
-            if stale and there and _is_done(entry):
-                yield there[0], f"{' and '.join(stale)} was changed after it was made"
+    """By the journals of `lora-prep augment`: one issue for each source."""
+    for entry in _augmentations(listing):
+        stale = _changed(listing, entry.inputs)
+        there = _there(listing, entry)
+        if stale and there and _is_done(entry):
+            yield there[0], f"{' and '.join(stale)} was changed after it was made"
 
 
 @error(
@@ -80,14 +79,13 @@ def stale_augmentation(listing: Listing) -> Findings:
     fix="move it away, or put its parent back; --fix moves it to the trash if its image is gone",
 )
 def without_parent(listing: Listing) -> Findings:
-    """By the journal of `lora-prep augment`: one issue for each file."""
+    """By the journals of `lora-prep augment`: one issue for each file."""
     root = listing.dataset.root
-    with _journal(listing, "augment") as entries:
-        for entry in entries:
-            gone = [name for name in entry.inputs if not os.path.lexists(root / name)]
-            parents = [name for name in gone if not name.endswith(".txt")]
-            for output in _there(listing, entry) if parents else ():
-                yield output, f"{' and '.join(parents)} is gone"
+    for entry in _augmentations(listing):
+        gone = [name for name in entry.inputs if not os.path.lexists(root / name)]
+        parents = [name for name in gone if not name.endswith(".txt")]
+        for output in _there(listing, entry) if parents else ():
+            yield output, f"{' and '.join(parents)} is gone"
 
 
 def abandoned(listing: Listing) -> frozenset[str]:
@@ -102,15 +100,14 @@ def abandoned(listing: Listing) -> frozenset[str]:
         path = listing.dataset.images / name
         with suppress(OSError):
             sizes[path.stat().st_size].append(path)
-    with _journal(listing, "augment") as entries:
-        for entry in entries:
-            image, stamp = next(iter(entry.inputs.items()), ("", None))
-            if stamp is None or os.path.lexists(root / image):
-                continue
-            left = [output for output in entry.outputs if os.path.lexists(root / output)]
-            renamed = any(_is(path, stamp) for path in sizes[stamp.size])
-            if left == _there(listing, entry) and not renamed:
-                found.update(left)
+    for entry in _augmentations(listing):
+        image, stamp = next(iter(entry.inputs.items()), ("", None))
+        if stamp is None or os.path.lexists(root / image):
+            continue
+        left = [output for output in entry.outputs if os.path.lexists(root / output)]
+        renamed = any(_is(path, stamp) for path in sizes[stamp.size])
+        if left == _there(listing, entry) and not renamed:
+            found.update(left)
     return frozenset(found)
 
 
@@ -125,8 +122,7 @@ def unknown_origin(listing: Listing) -> Findings:
     folder = listing.dataset.root / AUGMENTED / "images"
     if not folder.is_dir() or folder == listing.dataset.images:
         return
-    with _journal(listing, "augment") as entries:
-        known = {output for entry in entries for output in entry.outputs}
+    known = {output for entry in _augmentations(listing) for output in entry.outputs}
     for name in sorted(image_names(folder, recursive=True)):
         key = f"{AUGMENTED}/images/{name}"
         if key not in known:
@@ -225,6 +221,13 @@ def _journal(listing: Listing, name: str) -> Iterator[Iterator[Entry]]:
         raise DatasetError(f"cannot read {path}: {error.strerror}") from error
     with journal:
         yield iter(journal)
+
+
+def _augmentations(listing: Listing) -> Iterator[Entry]:
+    """The entries of all journals of `lora-prep augment`: each `--out` has its own."""
+    for path in sorted(listing.dataset.state.glob("augment*.jsonl")):
+        with _journal(listing, path.stem) as entries:
+            yield from entries
 
 
 def _masks_journal(listing: Listing) -> str:

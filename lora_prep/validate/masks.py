@@ -1,7 +1,7 @@
 """Family M: does every trainer read the same weights from the mask, and are they meant?
 
-Not an issue, because all trainers agree on them: masks of 1 bit, black-and-white palettes, RGB
-files whose pixels are grey, and soft edges.
+Not an issue, because all trainers agree on them: masks of 1 bit, black-and-white palettes, and RGB
+files whose pixels are grey. Soft edges are one only for who asks (M015).
 """
 
 from collections.abc import Sequence
@@ -208,6 +208,23 @@ def specks(pair: Pair) -> Findings:
         yield pair.mask.path, f"{pair.mask.specks} islands of it are smaller than 8 × 8 pixels"
 
 
+@warning(
+    "M015",
+    "Mask with grey pixels",
+    reason="every trainer that reads masks takes grey for a part of the weight: right for a "
+    "feathered edge, wrong where the mask was to be black and white.",
+    fix="set what is below 128 to 0 and the rest to 255, unless soft edges are meant",
+    level=Level.OFF,
+)
+def soft(pair: Pair) -> Findings:
+    """Levels between 0 and 255, but for labels (M004) and noise of compression (M007)."""
+    mask = pair.mask
+    if mask and mask.brightest > DIM and not is_noisy(mask.counts):
+        grey = sum(mask.counts[1:255])
+        if grey:
+            yield mask.path, f"{grey / sum(mask.counts):.1%} of it is grey"
+
+
 CHECKS: tuple[Check[Pair], ...] = (
     unreadable,
     wrong_size,
@@ -222,6 +239,7 @@ CHECKS: tuple[Check[Pair], ...] = (
     turned,
     inverted,
     specks,
+    soft,
 )
 
 

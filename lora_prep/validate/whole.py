@@ -13,7 +13,7 @@ from lora_prep.validate.alignment import is_moved, is_turned
 from lora_prep.validate.check import Check, Findings, Level, warning
 from lora_prep.validate.drift import Placement
 from lora_prep.validate.likeness import alike
-from lora_prep.validate.listing import Listing
+from lora_prep.validate.listing import Listing, stem_of
 from lora_prep.validate.pair import Pair
 
 FEW = 12
@@ -80,7 +80,10 @@ class Whole:
 
     @cached_property
     def same_bytes(self) -> Sequence[tuple[str, str]]:
-        """Each image that is byte for byte an earlier one, and that one. Links are one file."""
+        """Each image that is byte for byte another one, and that one.
+
+        Of several the first with a mask and a caption is the one that the others repeat.
+        """
         listing = self.listing
         sizes: dict[int, list[str]] = defaultdict(list)
         for name in listing.images.images:
@@ -99,11 +102,16 @@ class Whole:
             seen[self._head(name)].append(name)
         for group in seen.values():
             first: dict[str, str] = {}
-            for name in group if len(group) > 1 else ():
+            for name in sorted(group, key=self._lacks) if len(group) > 1 else ():
                 digest = hash_file(self.listing.dataset.images / name)
                 if digest in first:
                     yield name, first[digest]
                 first.setdefault(digest, name)
+
+    def _lacks(self, name: str) -> tuple[bool, bool, str]:
+        """Sorts images that have a mask and a caption before those that have none."""
+        listing = self.listing
+        return stem_of(name) not in listing.mask_stems, name not in listing.captions, name
 
     def _head(self, name: str) -> bytes:
         path = self.listing.dataset.images / name

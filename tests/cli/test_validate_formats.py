@@ -178,6 +178,25 @@ def test_stale_masks_of_other_settings_are_left_alone_even_if_all_are_stale(
     assert "did make  A001  2 of 2 stale masks" in done.stderr
 
 
+def test_images_without_a_mask_are_no_obstacle_to_making_stale_masks_anew(
+    data: Data, lora_prep: Run
+) -> None:
+    for path in (*data.masks.iterdir(), data.faces / HOSTILE):
+        path.unlink()
+    Path("lora-prep.toml").write_text('[masks]\npreset = "embedded"\nno-face = "black"\n')
+    lora_prep("masks", "data/faces")
+    data.image("a.jpg", encode(photo((80, 60)), "JPEG"))
+    data.image("new.jpg")
+    (data.faces / "broken.jpg").write_bytes(b"no picture")
+    planned = lora_prep("validate", "--fix", "--dry-run", "--select", "A001", code=1).stderr
+    assert "would make  A001  1 stale mask" in planned
+    assert "would make  P001  2 missing" in planned
+    done = lora_prep("validate", "--fix", "--select", "A001").stderr
+    assert "did make  A001  1 of 1 stale mask" in done
+    assert "did make  P001  1 of 2 missing" in done
+    assert (data.masks / "new.png").is_file()
+
+
 @pytest.mark.parametrize("given", ["data", "data/faces"])
 def test_undo_needs_no_image(data: Data, lora_prep: Run, given: str) -> None:
     (data.faces / HOSTILE).unlink()

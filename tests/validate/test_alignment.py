@@ -96,6 +96,19 @@ def test_a_source_that_changed_after_its_augmentation(augmented: Data, name: str
     assert found == {"A002": ["augmented/images/a-0.jpg"]}
 
 
+def test_variants_in_a_folder_of_another_name_are_looked_at_too(augmented: Data) -> None:
+    (augmented.root / "augmented").rename(augmented.root / "more")
+    state = augmented.root / ".lora-prep"
+    text = (state / "augment.jsonl").read_text().replace("augmented/", "more/")
+    (state / "augment.jsonl").unlink()
+    (state / "augment-more.jsonl").write_text(text)
+    assert augmented.codes(select=["A002", "A003"]) == {}
+    (augmented.faces / "a.txt").write_text("another")
+    assert augmented.codes(select=["A002", "A003"]) == {"A002": ["more/images/a-0.jpg"]}
+    (augmented.faces / "a.jpg").unlink()
+    assert len(augmented.codes(select=["A003"])["A003"]) == 3
+
+
 def test_a_parent_that_is_gone(augmented: Data) -> None:
     for path in (*augmented.faces.glob("a.*"), augmented.masks / "a.png"):
         path.unlink()

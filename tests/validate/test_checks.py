@@ -313,10 +313,10 @@ def test_fine(data: Data, change: Damage, deep: bool) -> None:
 
 
 OTHERS = {
-    *("I011", "I012", "M012", "M013", "M014"),
+    *("I011", "I012", "M012", "M013", "M014", "M015"),
     *(f"A00{n}" for n in range(1, 10)),
     *(f"C00{n}" for n in range(1, 8)),
-    *(f"E00{n}" for n in range(1, 8)),
+    *(f"E00{n}" for n in range(1, 9)),
     *(f"T00{n}" for n in range(1, 6)),
 }
 """Tested in the modules of their families."""
@@ -413,3 +413,9 @@ def test_compression_is_told_from_softness(size: int, quality: int) -> None:
 def test_soft_edges_are_no_noise(sigma: float) -> None:
     soft = cv2.GaussianBlur(ellipse((512, 512)), (0, 0), sigma)
     assert not is_noisy(np.bincount(soft.ravel(), minlength=256).tolist())
+
+
+def test_grey_is_said_only_if_asked(data: Data) -> None:
+    data.mask("a.png", cv2.GaussianBlur(ellipse(), (0, 0), 3))
+    assert data.codes() == {}
+    assert data.codes(select=["M"]) == {"M015": ["masks/a.png"]}

@@ -1,17 +1,21 @@
 """Family E."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lora_prep.dataset import EMBEDDINGS as FILENAME
-from lora_prep.embeddings import Embeddings
+from lora_prep.dataset import Dataset
+from lora_prep.embeddings import Embeddings, read_embeddings, with_metadata
 from lora_prep.journal import hash_file
+from lora_prep.stages.embed import record_path
 from tests.validate.made import Data, encode, photo
 
 NAMES = ("a.jpg", "c.webp", "été 北京.png")
+MODEL = "arcface buffalo_l/w600k_r50.onnx"
 
 
 def write(
@@ -36,7 +40,7 @@ def write(
         sha256=tuple(
             hash_file(data.faces / n) if (data.faces / n).is_file() else "0" * 64 for n in names
         ),
-        metadata={"model": "arcface buffalo_l/w600k_r50.onnx"},
+        metadata={"model": MODEL},
     )
     path = data.root / FILENAME
     path.write_bytes(embeddings.to_bytes())
@@ -98,3 +102,33 @@ def test_an_image_that_is_gone(data: Data) -> None:
 def test_a_stranger(data: Data) -> None:
     write(data, stranger=1)
     assert data.codes() == {"E006": ["faces/c.webp"]}
+
+
+OTHER = "sface face_recognition_sface_2021dec.onnx sha256=12 alignment=opencv-alignCrop"
+
+
+@pytest.mark.parametrize(
+    ("recogniser", "detector", "later", "found"),
+    [
+        (f"{MODEL} sha256=34 alignment=insightface-norm_crop", "d", True, False),
+        (OTHER, "d", True, True),
+        (f"{MODEL} sha256=56 alignment=insightface-norm_crop", "d", True, True),
+        (f"{MODEL} sha256=34 alignment=insightface-norm_crop", "another", True, True),
+        (OTHER, "d", False, False),
+    ],
+    ids=["the same", "another kind", "other weights", "another detector", "an older run"],
+)
+def test_a_run_of_another_model_that_did_not_end(
+    data: Data, recogniser: str, detector: str, later: bool, found: bool
+) -> None:
+    path = write(data)
+    rows = with_metadata(read_embeddings(path), model_sha256="34", detector="d")
+    path.write_bytes(rows.to_bytes())
+    dataset = Dataset.at(data.root)
+    record = record_path(dataset, dataset.sample("a.jpg"))
+    record.parent.mkdir(parents=True)
+    about = {"recogniser": recogniser, "detector": detector}
+    record.write_bytes(replace(rows, metadata=about).to_bytes())
+    seconds = path.stat().st_mtime + (5 if later else -5)
+    os.utime(record, (seconds, seconds))
+    assert data.codes() == ({"E008": [FILENAME]} if found else {})

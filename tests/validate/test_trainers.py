@@ -170,6 +170,15 @@ def test_twins(data: Data) -> None:
     assert data.codes(ignore=[]) == {"I011": ["faces/b.jpg"]}
 
 
+def test_of_twins_the_one_with_a_mask_and_a_caption_stays(data: Data) -> None:
+    content = (data.faces / "a.jpg").read_bytes()
+    data.image("A copy.jpg", content)  # the first by name
+    (data.faces / "a.txt").write_text("ohwx")
+    assert data.codes(select=["I011"], ignore=[]) == {"I011": ["faces/A copy.jpg"]}
+    data.mask("A copy.png")
+    assert data.codes(select=["I011"], ignore=[]) == {"I011": ["faces/A copy.jpg"]}
+
+
 def test_files_of_one_size_are_no_twins(data: Data) -> None:
     content = (data.faces / "a.jpg").read_bytes()
     at = content.index(b"a.jpg")  # the comment
