@@ -64,6 +64,9 @@ def trainers(i: Inputs) -> dict[str, Step]:
         loss = F.mse_loss(pred.float(), i.target.float(), reduction="none")
         return (loss * i.mask).mean([1, 2, 3]).mean()
 
+    def diffusion_pipe(pred: Tensor) -> Tensor:
+        return ((pred.float() - i.target.float()) ** 2 * i.mask).mean()
+
     def ai_toolkit(pred: Tensor) -> Tensor:
         weights = i.mask.expand(pred.shape)
         weights = weights / weights.mean()
@@ -77,6 +80,7 @@ def trainers(i: Inputs) -> dict[str, Step]:
     return {
         "mse_loss": plain,
         "kohya": kohya,
+        "diffusion-pipe": diffusion_pipe,
         "ai-toolkit": ai_toolkit,
         "onetrainer, normalised": onetrainer,
     }

@@ -21,7 +21,7 @@ from lora_prep.training.identity.align import TEMPLATE
 from sample_data.portraits import draw_portrait
 
 RECOGNISER = Path("tests/assets/tiny_faces/rec_tiny.onnx")
-SIDE, BATCH, STEPS = 64, 8, 60
+SIDE, BATCH, STEPS = 64, 4, 60
 SUBJECT = 7
 LANDMARKS = (torch.tensor(TEMPLATE) + 0.5) * (SIDE / 112) - 0.5
 """The same in each picture: all are aligned."""
@@ -112,11 +112,11 @@ def test_with_the_loss_generated_faces_come_nearer_to_the_subject_without_it_the
             recogniser, (subject + 1) * 127.5, LANDMARKS.expand(len(subject), -1, -1)
         )
     reference = F.normalize(vectors.mean(0), dim=0)
-    strangers = faces(range(24), None)
+    strangers = faces(range(12), None)
     torch.manual_seed(0)
     start = Denoiser()
     base = LossSum({"diffusion": (1.0, Diffusion())})
-    train(start, base, strangers, reference, 150, rate=3e-3)
+    train(start, base, strangers, reference, 100, rate=3e-3)
     held_out = torch.randn(8, 12, 32, 32, generator=torch.Generator().manual_seed(99))
     before = similarity(recogniser, generate(start, held_out), reference)
     term = IdentityTerm(recogniser, decode, factor=2, margin=0, max_sigma=0.5)
@@ -127,6 +127,6 @@ def test_with_the_loss_generated_faces_come_nearer_to_the_subject_without_it_the
         model.load_state_dict(start.state_dict())
         train(model, losses, strangers, reference, STEPS, rate=1e-3)
         after[name] = similarity(recogniser, generate(model, held_out), reference)
-    assert after["with"] > before + 0.2
+    assert after["with"] > before + 0.3
     assert after["without"] < before + 0.1
-    assert after["with"] > after["without"] + 0.2
+    assert after["with"] > after["without"] + 0.3
