@@ -24,7 +24,7 @@ from typing import Any
 
 from lora_prep.attempt import Attempt, Finished, Task
 from lora_prep.errors import BackendError
-from lora_prep.executors.local import Workshop, beforehand, portion_size
+from lora_prep.executors.local import Workshop, beforehand, portion_size, portions
 from lora_prep.executors.processes import killer, sendable
 from lora_prep.run import Stop
 from lora_prep.stage import Stage
@@ -105,21 +105,21 @@ class RayExecutor:
         alone: bool,
     ) -> Iterator[Finished | BaseException]:
         """What the actors make of the tasks, as Ray Data streams it, in any order."""
-        count = -(-len(tasks) // size)
-        most = min(count, self.workers or self._room(ray))
+        # A portion is a row, a block and a batch: with GPUs, Ray wants to know a batch's size.
+        rows = [{"portion": pickle.dumps(some)} for some in portions(iter(tasks), size)]
+        most = min(len(rows), self.workers or self._room(ray))
         strategy = ray.data.ActorPoolStrategy(
             min_size=1,
             max_size=most,
             initial_size=most,
             max_tasks_in_flight_per_actor=1 if alone else 2,
         )
-        rows = [{"task": pickle.dumps(task)} for task in tasks]
         with warnings.catch_warnings():  # Ray 2.64 takes `max_task_retries` away
             warnings.simplefilter("ignore", DeprecationWarning)
-            data = ray.data.from_items(rows, override_num_blocks=count).map_batches(
+            data = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
                 Hand,
                 fn_constructor_args=(stage, attempt, self.threads),
-                batch_size=None,
+                batch_size=1,
                 batch_format="numpy",
                 compute=strategy,
                 num_cpus=1,
@@ -135,6 +135,7 @@ class RayExecutor:
     def _room(self, ray: Any) -> int:
         """How many workers the cluster has room for."""
         resources = ray.cluster_resources()
+        cpus = max(1, int(resources.get("CPU", 1)))  # each worker takes one
         if self.num_gpus:
             room = int(resources.get("GPU", 0) / self.num_gpus)
             if not room:
@@ -142,8 +143,8 @@ class RayExecutor:
                     f"--num-gpus {self.num_gpus:g}: the cluster has {resources.get('GPU', 0):g} "
                     "GPUs. Add machines with some, or leave the option out"
                 )
-            return room
-        return max(1, int(resources.get("CPU", 1)))
+            return min(room, cpus)
+        return cpus
 
 
 class Hand:
@@ -154,11 +155,11 @@ class Hand:
         self._workshop = Workshop(stage, attempt.twin(), threads)
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, list[bytes]]:
-        """Take a portion of tasks through the stage. What is raised is a result, too."""
+        """Take portions of tasks through the stage. What is raised is a result, too."""
         results: list[Finished | BaseException] = []
         try:
-            tasks = [pickle.loads(bytes(task)) for task in rows["task"]]
-            results.extend(self._workshop.work(tasks, Stop()))
+            for portion in rows["portion"]:
+                results.extend(self._workshop.work(pickle.loads(bytes(portion)), Stop()))
         except Exception as error:
             results.append(sendable(error))
         return {"result": [pickle.dumps(result) for result in results]}

@@ -1,4 +1,4 @@
-"""Ray on a simulated cluster of three machines, one of which is lost amidst the run."""
+"""Ray on a simulated cluster of three machines with GPUs, one of which is lost amidst the run."""
 
 import json
 from collections import Counter
@@ -19,13 +19,15 @@ from tests.fakes.hazards import Hazards
 ROOT = Path(__file__).parents[2]
 MEMORY = 100 * 2**20
 COUNT = 80
+MACHINE = {"num_cpus": 1, "num_gpus": 1, "object_store_memory": MEMORY}
+"""The GPU is one in name: Ray hands it out, and the stage does not use it."""
 
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for the stage, which lies among the tests
-    head = {"num_cpus": 1, "object_store_memory": MEMORY, "include_dashboard": False}
+    head = {**MACHINE, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     yield cluster
     ray.shutdown()
@@ -51,8 +53,8 @@ def test_a_machine_is_lost_and_nothing_else(tmp_path: Path, cluster: Cluster) ->
     there = write(tmp_path / "there", special)
     run(Hazards(here, slow=0.0), here, executor=LocalExecutor(2))
 
-    lost: Any = cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
-    cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
+    lost: Any = cluster.add_node(**MACHINE)
+    cluster.add_node(**MACHINE)
     cluster.wait_for_nodes()
     outcomes: list[Outcome] = []
     done_before: list[int] = []
@@ -64,7 +66,7 @@ def test_a_machine_is_lost_and_nothing_else(tmp_path: Path, cluster: Cluster) ->
             done_before.append(len(outcomes))
 
     stage = Hazards(there, slow=0.3)
-    executor = RayExecutor(cluster.address, threads=1)
+    executor = RayExecutor(cluster.address, threads=1, num_gpus=0.5)
     report = run(stage, there, executor=executor, observe=observe)
 
     assert {outcome.key for outcome in outcomes} == {item.key for item in stage.items()}

@@ -12,13 +12,13 @@ from tools.faults.cases import CASES, make
 from tools.faults.counts import Counts
 from tools.faults.zygote import Zygote, zygote
 
-NORMALIZE, DETECT, MASKS, AUGMENT = CASES
+NORMALIZE, DETECT, MASKS, AUGMENT, PAIRS, EMBED, _ = CASES
 SIGNALS = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
 
 
 @pytest.fixture(scope="module")
 def forking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
-    modules = [module for case in CASES for module in case.modules]
+    modules = [module for case in CASES if not case.slow for module in case.modules]
     with zygote(tmp_path_factory.mktemp("logs"), modules) as started:
         yield started
 
@@ -29,9 +29,11 @@ def assert_harmless(counts: Counts, *, unfinished: int = 1) -> None:
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
-@pytest.mark.parametrize("case", [NORMALIZE, MASKS, AUGMENT], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [NORMALIZE, MASKS, AUGMENT, PAIRS, EMBED], ids=lambda case: case.name
+)
 def test_signals(forking: Zygote, tmp_path: Path, case, number) -> None:
-    times = {"normalize": 8, "masks": 2, "augment": 4}[case.name]
+    times = {"normalize": 6, "augment": 3}.get(case.name, 2)
     assert_harmless(kill.killed(forking, case, number, tmp_path, times=times, seed=1))
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.rows import record
-from tools.faults import change, disk, kill
+from tools.faults import change, disk, kill, several
 from tools.faults.cases import CASES
 from tools.faults.counts import Counts
 from tools.faults.zygote import zygote
@@ -29,13 +29,18 @@ def scenarios(folder: Path, *, times: int, seed: int) -> Iterator[Counts]:
         for case in CASES:
             for number in SIGNALS:
                 place = folder / f"{case.name}-{number.name}"
-                yield kill.killed(forking, case, number, place, times=times, seed=seed)
+                count = few if case.slow else times
+                yield kill.killed(forking, case, number, place, times=count, seed=seed)
         normalize, detect = CASES[0], CASES[1]
         yield kill.worker_killed(forking, normalize, folder / "worker", times=few, seed=seed)
         yield kill.two_at_once(forking, normalize, folder / "two", times=few, seed=seed)
         yield change.inputs_change(forking, normalize, folder / "change", times=few, seed=seed)
         yield change.clock_jumps(forking, normalize, folder / "clock", times=few)
         yield change.device_full(forking, detect, folder / "device", sizes=range(4))
+        with several.cluster() as machines:
+            for case in CASES:
+                yield from several.same(forking, case, folder / f"same-{case.name}")
+            yield several.machine_lost(forking, CASES[3], folder / "lost", machines)
     for case in (CASES[0], CASES[2]):
         place = folder / f"{case.name}-disk"
         yield from disk.full_and_read_only(case, place, steps=range(1, 1 + 4 * few, 3))

@@ -4,7 +4,7 @@ import random
 import time
 from pathlib import Path
 
-from tools.faults.cases import Case, make, picture
+from tools.faults.cases import Case, picture
 from tools.faults.counts import Counts, inputs
 from tools.faults.kill import seconds
 from tools.faults.zygote import Zygote
@@ -19,10 +19,10 @@ def inputs_change(zygote: Zygote, case: Case, folder: Path, *, times: int, seed:
     """
     counts = Counts(f"inputs change in {case.name}")
     moment = random.Random(seed)
-    made = make(folder / "timing")
+    made = case.make(folder / "timing")
     whole = seconds(zygote, case.command(made), case, made)
     for number in range(times):
-        data = make(folder / f"data{number}")
+        data = case.make(folder / f"data{number}")
         running = zygote.start(case.command(data))
         for _ in range(4):
             time.sleep(moment.uniform(0, 0.25) * whole)
@@ -63,7 +63,7 @@ def _change(data: Path, moment: random.Random) -> None:
 def clock_jumps(zygote: Zygote, case: Case, folder: Path, *, times: int) -> Counts:
     """Let the time of day jump by years at every other question; the second run finds all fresh."""
     counts = Counts(f"clock jumps in {case.name}")
-    data, twin = make(folder / "data"), make(folder / "twin")
+    data, twin = case.make(folder / "data"), case.make(folder / "twin")
     before = inputs(data)
     zygote.run(case.command(twin))
     wanted = case.made(twin)
@@ -81,7 +81,7 @@ def clock_jumps(zygote: Zygote, case: Case, folder: Path, *, times: int) -> Coun
 def device_full(zygote: Zygote, case: Case, folder: Path, *, sizes: range) -> Counts:
     """Let batches of more than so many images run out of the device's memory."""
     counts = Counts(f"out of device memory in {case.name}")
-    data, twin = make(folder / "data"), make(folder / "twin")
+    data, twin = case.make(folder / "data"), case.make(folder / "twin")
     before = inputs(data)
     zygote.run(case.command(twin))
     wanted = case.made(twin)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from tools.faults.cases import CASES, Case, make
+from tools.faults.cases import CASES, Case
 from tools.faults.counts import Counts, inputs
 from tools.faults.zygote import SECONDS, Zygote, zygote
 
@@ -52,7 +52,7 @@ NO_MOUNT = 3
 def limited(zygote: Zygote, case: Case, folder: Path, *, sizes: Sequence[int]) -> Counts:
     """Run where no file may have more than so many bytes: part files or the journal hit it."""
     counts = Counts(f"file size limit in {case.name}")
-    data, twin = make(folder / "data"), make(folder / "twin")
+    data, twin = case.make(folder / "data"), case.make(folder / "twin")
     before = inputs(data)
     zygote.run(case.command(twin))
     wanted = case.made(twin)
@@ -70,7 +70,7 @@ def limited(zygote: Zygote, case: Case, folder: Path, *, sizes: Sequence[int]) -
 def obstructed(zygote: Zygote, case: Case, folder: Path) -> Counts:
     """Run with a file where the output folder should be."""
     counts = Counts(f"a file in the way in {case.name}")
-    data, twin = make(folder / "data"), make(folder / "twin")
+    data, twin = case.make(folder / "data"), case.make(folder / "twin")
     before = inputs(data)
     zygote.run(case.command(twin))
     wanted = case.made(twin)
@@ -105,7 +105,7 @@ def _mount(folder: Path, options: str) -> bool:
 def _full(zygote: Zygote, case: Case, disk: Path, steps: Sequence[int]) -> Counts:
     """Leave so many pages free, again and again."""
     counts = Counts(f"disk full in {case.name} (tmpfs)")
-    data, twin = make(disk / "data"), make(disk / "twin")
+    data, twin = case.make(disk / "data"), case.make(disk / "twin")
     before = inputs(data)
     zygote.run(case.command(twin))
     wanted = case.made(twin)
@@ -127,7 +127,7 @@ def _full(zygote: Zygote, case: Case, disk: Path, steps: Sequence[int]) -> Count
 def _read_only(zygote: Zygote, case: Case, disk: Path) -> Counts:
     """Run on a file system that is read-only, from the start and when the half is done."""
     counts = Counts(f"read-only in {case.name} (tmpfs)")
-    data, twin = make(disk / "data-ro"), make(disk / "twin-ro")
+    data, twin = case.make(disk / "data-ro"), case.make(disk / "twin-ro")
     before = inputs(data)
     zygote.run(case.command(twin))
     wanted = case.made(twin)

@@ -5,7 +5,7 @@ import signal
 import time
 from pathlib import Path
 
-from tools.faults.cases import Case, make
+from tools.faults.cases import Case
 from tools.faults.counts import Counts, inputs
 from tools.faults.zygote import Zygote
 
@@ -25,7 +25,7 @@ def killed(
     Where all was made before the signal came, all is taken away, to have something to disturb.
     """
     counts = Counts(f"{number.name} in {case.name}")
-    data, twin = make(folder / "data"), make(folder / "twin")
+    data, twin = case.make(folder / "data"), case.make(folder / "twin")
     before = inputs(data)
     whole = seconds(zygote, case.command(twin), case, twin)
     wanted = case.made(twin)
@@ -70,7 +70,7 @@ def seconds(zygote: Zygote, command: list[str], case: Case, data: Path) -> float
 def worker_killed(zygote: Zygote, case: Case, folder: Path, *, times: int, seed: int = 0) -> Counts:
     """Kill one of two worker processes, as the system does when memory runs out."""
     counts = Counts(f"a worker killed in {case.name}")
-    data, twin = make(folder / "data"), make(folder / "twin")
+    data, twin = case.make(folder / "data"), case.make(folder / "twin")
     before = inputs(data)
     processes = ["--executor", "processes", "--workers", "2"]
     whole = seconds(zygote, [*case.command(twin), *processes], case, twin)
@@ -114,7 +114,7 @@ def _workers(pid: int) -> list[int]:
 def two_at_once(zygote: Zygote, case: Case, folder: Path, *, times: int, seed: int = 0) -> Counts:
     """Start a second run while the first is held up; the second has to refuse, and say so."""
     counts = Counts(f"two runs of {case.name} at once")
-    data, twin = make(folder / "data"), make(folder / "twin")
+    data, twin = case.make(folder / "data"), case.make(folder / "twin")
     before = inputs(data)
     zygote.run(case.command(twin))
     wanted = case.made(twin)
