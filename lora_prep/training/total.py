@@ -121,10 +121,11 @@ class LossSum:
                 "parts of the step, at the same step"
             )
         weights = {name: weight for name, (weight, _) in active.items()}
-        # Where all weights are 0 there is no term; pred keeps the graph for backward().
-        total = as_float(batch.pred).flatten()[:0].sum()
-        for name, weight in weights.items():
-            total = total + weight * _ratio(sums[name], over[name])
+        shares = [weight * _ratio(sums[name], over[name]) for name, weight in weights.items()]
+        if not any(share.requires_grad for share in shares):
+            # No term looked at pred, which then keeps the graph for backward().
+            shares.append(as_float(batch.pred.flatten()[:0]).sum())
+        total = sum(shares[1:], start=shares[0])
         detached = {name: value.detach() for name, value in sums.items()}
         return LossResult(total * scale, detached, own, weights)
 

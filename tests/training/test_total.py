@@ -255,6 +255,17 @@ def test_nothing_that_counts_is_a_loss_of_zero_with_a_graph():
     assert not gradient(model).any()
 
 
+@pytest.mark.parametrize("half", [False, True])
+def test_a_step_where_no_term_has_a_weight_has_a_graph(half):
+    model = new_model()
+    pred = model(whole_step().noisy)
+    b = replace(whole_step(), pred=pred.bfloat16() if half else pred)
+    total = LossSum({"base": (WarmUp(1.0, 10), Diffusion())})(b).total
+    total.backward()
+    assert (total.item(), total.dtype) == (0, torch.float32)
+    assert not gradient(model).any()
+
+
 @dataclass(frozen=True)
 class Broken:
     """A term that is NaN where it does not count."""
