@@ -6,9 +6,10 @@ time that reading and writing each tensor once takes at the bandwidth of a copy 
 same run. The bound counts prediction and target read, and for backward the gradient written as
 well (the prediction and the target read again).
 
-On CUDA all of it, the noising by a schedule that lies on the CPU, and the identity term with a
-reference there are run once under `torch.cuda.set_sync_debug_mode("error")` before: whatever would
-wait for the device fails there.
+On CUDA all of it, the objectives, drawing noise levels, resizing and packing masks, counting, the
+noising by a schedule that lies on the CPU, and the identity term with a reference there are run
+once under `torch.cuda.set_sync_debug_mode("error")` before: what would wait for the device fails
+there.
 """
 
 import os
@@ -36,7 +37,10 @@ from lora_prep.training import (
     face_weighted_loss,
     inverted_mask_prior_loss,
     masked_loss,
+    pack,
+    pack_mask,
     prior_preservation_loss,
+    resize_mask,
 )
 
 RECOGNISER = Path(__file__).parents[1] / "tests" / "assets" / "tiny_faces" / "rec_tiny.onnx"
@@ -187,7 +191,7 @@ def prove_no_sync(steps: dict[str, Step], pred: Tensor) -> None:
 
 
 def beside(device: torch.device) -> dict[str, Step]:
-    """What copies from the CPU: `Objective` its schedule, the identity term its reference."""
+    """What a loop runs around the losses; `Objective` and the identity term copy from the CPU."""
     from lora_prep.training.identity import IdentityInputs, IdentityTerm, load_recogniser
     from lora_prep.training.identity.align import TEMPLATE
 
@@ -209,7 +213,26 @@ def beside(device: torch.device) -> dict[str, Step]:
         )
         return losses(batch).total
 
-    return {"noising and identity": step}
+    def around(_: Tensor) -> Tensor:
+        levels = Objective("flow_matching").sample_t(8, density="logit_normal", device=device)
+        of_timesteps = [
+            Objective(kind, objective.alphas_cumprod)
+            for kind in ("epsilon", "v_prediction", "sample")
+        ]
+        pred = noise.clone().requires_grad_()
+        found = []
+        for kind, times in [(Objective("flow_matching"), levels), *((o, t) for o in of_timesteps)]:
+            noisy, target = kind.add_noise(x0, noise, times), kind.target(x0, noise, times)
+            estimates = kind.x0(noisy, pred, times) - kind.noise(noisy, pred, times)
+            mask = resize_mask(torch.ones(8, 1, 500, 512, device=device), (64, 64))
+            batch = LossBatch(
+                pack(estimates), pack(target), kind, times, levels, mask=pack_mask(mask, 12)
+            )
+            masked = LossSum({"masked": (1.0, Masked(min_snr=5.0))})
+            found.append(masked(batch, counts=masked.counts([batch])).total)
+        return torch.stack(found).sum()
+
+    return {"noising and identity": step, "objectives, masks, tokens, counts": around}
 
 
 def row(what: str, how: str, times: tuple[float, float], bounds: tuple[float, float]) -> str:

@@ -75,6 +75,26 @@ def test_only_low_noise_and_only_the_face_are_decoded(recogniser: Recogniser) ->
     assert torch.equal(it.weights(batch), found.weight)
 
 
+def test_the_gradient_of_the_whole_path_is_right() -> None:
+    """x0, decoding around the face, alignment, recogniser and cosine, in float64."""
+    network = load_recogniser(Path("tests/assets/tiny_faces/rec_tiny.onnx"), check=False).double()
+    it, _ = term(network, weighting="linear")
+    batch = make([0.1, 0.2])
+    tensors = {name: getattr(batch, name).double() for name in ("target", "noisy", "sigmas")}
+    pred = batch.pred.detach().double()
+    direction = torch.randn(pred.shape, generator=torch.Generator().manual_seed(1)).double()
+
+    def total(pred: Tensor) -> Tensor:
+        return it(replace(batch, pred=pred, **tensors)).loss.sum()
+
+    learned = pred.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(total(learned), learned)
+    eps = 1e-6  # PReLU has kinks
+    with torch.no_grad():
+        step = (total(pred + eps * direction) - total(pred - eps * direction)) / eps / 2
+    assert float(step) == pytest.approx(float((slope * direction).sum()), rel=1e-5)
+
+
 def test_a_sample_without_a_face_is_no_zero_in_the_mean(recogniser: Recogniser) -> None:
     it, _ = term(recogniser)
     batch = make([0.1, 0.1, 0.1])
