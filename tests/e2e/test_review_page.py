@@ -384,6 +384,7 @@ def test_a_box_around_the_face_of_a_photograph(context: BrowserContext, tmp_path
         page.mouse.up()
         expect(page.locator("#undo")).to_be_enabled()
         is_saved(page)
+        page.locator("#list [aria-current] img").evaluate("(e) => e.decode()")
         page.screenshot(path=folder / "review.png")
     mask = on_disk(data, "collins-02") > 0
     assert mask[100:180, 200:250].mean() > 0.9
