@@ -39,6 +39,8 @@ def main() -> None:
     parser.add_argument("--portraits", type=int, default=60)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    if arguments.portraits < 5:
+        parser.error("--portraits: 5 or more, so that each has another's mask to be given")
     started = time.process_time()
     found, cases = _measure(arguments.portraits)
     each = (time.process_time() - started) / cases

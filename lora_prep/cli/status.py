@@ -1,6 +1,7 @@
 """`lora-prep status`."""
 
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -82,25 +83,48 @@ def _as_text(dataset: "Dataset", found: Sequence["Step"], verbose: bool) -> Iter
                 if item.state is not State.DONE:
                     said = f": {name(item.message)}" if item.message else ""
                     yield f"{step.name}  {item.state:8}  {name(item.key)}{said}"
-    yield from _advice(found, total, verbose)
+    yield from _advice(dataset, found, total, verbose)
 
 
-def _advice(found: Sequence["Step"], total: Counter["State"], verbose: bool) -> Iterator[str]:
+def _advice(
+    dataset: "Dataset", found: Sequence["Step"], total: Counter["State"], verbose: bool
+) -> Iterator[str]:
     from lora_prep.status import State
 
     again = [
-        step.name.partition("-")[0]
+        step
         for step in found
-        if step.counts[State.STALE] or step.counts[State.MISSING]
+        if step.counts[State.STALE] or step.counts[State.MISSING] > len(_taken_out(step))
     ]
     if again:
-        yield f"next: lora-prep {again[0]}"
+        yield f"next: lora-prep {_command(again[0], dataset)}"
+    if taken := sum(len(_taken_out(step)) for step in found):
+        yield f"taken out: {taken}; normalize would make the copy of a photograph again"
     if total[State.FAILED]:
         yield "failed: run the step again to read the reasons" + ("" if verbose else ", or give -v")
     if total[State.ORPHANED]:
         yield "orphaned = its image is gone: lora-prep validate says what is left of it"
     if total[State.BY_HAND]:
         yield "by hand = made or edited by somebody else; lora-prep leaves it alone"
+
+
+def _taken_out(step: "Step") -> list[str]:
+    """Photographs whose copy somebody has deleted, most likely on purpose."""
+    from lora_prep.status import State
+
+    gone = step.items if step.name.startswith("normalize") else ()
+    return [item.key for item in gone if item.state is State.MISSING and item.message]
+
+
+def _command(step: "Step", dataset: "Dataset") -> str:
+    """What to call for a step; normalize wants to know where from and where to."""
+    from lora_prep.cli.console import short
+
+    name, _, folder = step.name.partition("-")
+    if name != "normalize":
+        return name
+    photos = Path(os.path.normpath(dataset.root / step.items[0].key)).parent
+    return f"normalize {short(photos)} --out {short(dataset.root / folder)}"
 
 
 def _as_json(dataset: "Dataset", found: Sequence["Step"]) -> dict[str, "Json"]:

@@ -118,5 +118,11 @@ def test_new_photographs_are_missing_from_normalize(
 ) -> None:
     out = tmp_path / "set" / "faces"
     lora_prep("normalize", faces, "--out", out)
+    (out / "p01.jpg").unlink()
+    taken = lora_prep("status", out).output
+    assert "taken out: 1;" in taken
+    assert "next: lora-prep masks\n" in taken, "what somebody took out is not to be brought back"
     shutil.copy(faces / "p00.png", faces / "new.png")
-    assert table(lora_prep("status", out).output, "normalize-faces") == {"done": 10, "missing": 1}
+    result = lora_prep("status", out)
+    assert table(result.output, "normalize-faces") == {"done": 9, "missing": 2}
+    assert f"next: lora-prep normalize {faces} --out {out}\n" in result.output
