@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from lora_prep.backends import download
 from lora_prep.backends.diffusers_pipeline import (
     Description,
     DiffusersPainter,
@@ -17,6 +19,7 @@ from lora_prep.backends.diffusers_pipeline import (
     to_image,
 )
 from lora_prep.errors import BackendError, UsageError
+from tests.fakes import loopback
 from tests.fakes.tiny_pipelines import FAMILIES, build, saved
 
 REQUESTS = [Request("a dog", 1), Request("a cat", 2), Request("a person", 3)]
@@ -183,6 +186,19 @@ def test_no_model(model, message, monkeypatch, tmp_path):
         find(model)
     with pytest.raises(BackendError, match="model_index"):
         find(str(tmp_path))
+
+
+@pytest.mark.parametrize("hub", [loopback.closed, loopback.silent])
+def test_a_hub_that_cannot_be_reached_is_given_up_at_once(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_CACHE", str(tmp_path))
+    found = hub()
+    with found if hub is loopback.silent else nullcontext(found) as url:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
+        address = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", address)
+        with pytest.raises(BackendError, match=rf"{url} does not give it.*--model DIR.*--from DIR"):
+            find("owner/name")
 
 
 def test_a_whole_copy_in_the_hubs_cache_needs_no_hub(sd15, tmp_path, monkeypatch):
