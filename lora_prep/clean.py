@@ -64,14 +64,15 @@ def made_by(
 ) -> Iterator[Candidate]:
     """The files that the named steps made.
 
-    `masks` stands for the masks in the data set's mask folder; with `all_masks`, for those that
-    were made in other folders, too.
+    `masks` stands for the masks in the data set's mask folder and their previews; with `all_masks`,
+    for those that were made in other folders, too.
     """
     root = Path(os.path.realpath(dataset.root))
-    masks = "masks" if dataset.masks.name == "masks" else f"masks-{dataset.masks.name}"
+    of_masks = "" if dataset.masks.name == "masks" else dataset.masks.name
     for path in sorted(dataset.state.glob("*.jsonl")):
-        step = path.stem.partition("-")[0]
-        if step not in names or (step == "masks" and path.stem != masks and not all_masks):
+        step, _, folder = path.stem.partition("-")
+        step = "masks" if step == "overlays" else step
+        if step not in names or (step == "masks" and folder != of_masks and not all_masks):
             continue
         with Journal(path, read_only=True) as journal:
             for entry in journal:

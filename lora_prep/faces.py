@@ -82,10 +82,19 @@ def faces_path(dataset: Dataset, sample: Sample) -> Path:
 
 def read_faces(path: Path, image: bytes, detector: str) -> Sequence[Face] | None:
     """The recorded faces, if there are any of this very image file by this very detector."""
+    record = _read(path, image)
+    return record.faces if record and record.detector == detector else None
+
+
+def recorded_faces(path: Path, image: bytes) -> Sequence[Face]:
+    """The recorded faces of this very image file, whichever detector found them."""
+    record = _read(path, image)
+    return record.faces if record else ()
+
+
+def _read(path: Path, image: bytes) -> FaceRecord | None:
     try:
         record = FaceRecord.from_bytes(path.read_bytes())
     except (OSError, KeyError, TypeError, ValueError):
         return None
-    if record.detector != detector or record.sha256 != hashlib.sha256(image).hexdigest():
-        return None
-    return record.faces
+    return record if record.sha256 == hashlib.sha256(image).hexdigest() else None

@@ -1,9 +1,9 @@
 """`lora-prep masks`."""
 
-import os
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -11,6 +11,10 @@ from click.core import ParameterSource
 from lora_prep.cli import options
 from lora_prep.cli.config import ConfiguredCommand
 from lora_prep.cli.options import FOLDER
+
+if TYPE_CHECKING:
+    from lora_prep.stages.overlays import DrawOverlays
+    from lora_prep.types import Json, Outcome
 
 
 @click.command(
@@ -78,7 +82,12 @@ Examples:
     show_default=True,
     help="Let the weight fall off inside the edge over this distance (4px, 2%).",
 )
-@click.option("--overlay", type=FOLDER, help="Write preview pictures into this folder.")
+@click.option(
+    "--overlay",
+    type=FOLDER,
+    help="Draw previews of the masks into this folder, of your "
+    "own ones as well; no mask is made again for it.",
+)
 @options.detector_options
 @click.option(
     "--segmenter",
@@ -144,6 +153,7 @@ def command(
     from lora_prep.dataset import Dataset
     from lora_prep.masks import Margin
     from lora_prep.stages.masks import MakeMasks
+    from lora_prep.stages.overlays import DrawOverlays
     from lora_prep.types import Region
 
     source = click.get_current_context().get_parameter_source("min_similarity")
@@ -162,16 +172,48 @@ def command(
         no_face=no_face,
         erode=Margin.parse(erode),
         feather=Margin.parse(feather),
-        overlay=overlay and Path(os.path.realpath(overlay)),
         batch_size=batch_size or 1,
         cache_embeddings=cache_embeddings,
     )
+    previews = DrawOverlays(dataset, overlay) if overlay else None
+    if previews is not None and running.shard is not None:
+        click.echo("--overlay: a shard draws nothing; give it once all are merged", err=True)
     stage.settings()  # a model that is not to be had is said before torch is imported
     if batch_size is None:
         stage = replace(stage, batch_size=default_batch_size(segmenter))
+
+    def finish(outcomes: "Sequence[Outcome]") -> "tuple[dict[str, Json], Iterable[str]]":
+        if previews is None or len(outcomes) < len(stage):  # interrupted
+            return {}, ()
+        return draw(previews, running)
+
     run_stage(
         stage,
         dataset.root,
         dataset.masks,
         running,
+        finish=finish if previews is not None else None,
+    )
+
+
+def draw(
+    previews: "DrawOverlays", running: options.Running
+) -> "tuple[dict[str, Json], Iterable[str]]":
+    """Draw the previews: a field for the JSON document, and lines for the text."""
+    from lora_prep.cli.console import Verbosity, summary
+    from lora_prep.executors.local import LocalExecutor
+    from lora_prep.run import run
+
+    report = run(
+        previews,
+        previews.dataset.root,
+        executor=LocalExecutor(running.threads),
+        force=running.force,
+    )
+    counts = {str(status): count for status, count in report.counts.items()}
+    problems = [{"key": one.key, "message": one.message} for one in report.problems]
+    verbosity = Verbosity(quiet=running.quiet, verbose=running.verbose)
+    return (
+        {"overlays": {"out": str(previews.out), "counts": counts, "problems": problems}},
+        summary(report, previews.out, verbosity),
     )

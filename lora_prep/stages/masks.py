@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -44,19 +43,11 @@ class MakeMasks:
     no_face: NoFacePolicy = "fail"
     erode: Margin = field(default_factory=lambda: Margin.parse("2%"))
     feather: Margin = field(default_factory=lambda: Margin.parse("0"))
-    overlay: Path | None = None
-    """Folder for preview pictures."""
     batch_size: int = 1
     cache_embeddings: bool = False
     """Keep sam2's image features below `.lora-prep/embeddings`, for later commands."""
 
     def __post_init__(self) -> None:
-        taken = {Path(os.path.realpath(f)) for f in (self.dataset.masks, self.dataset.images)}
-        if self.overlay and taken & {self.overlay, *self.overlay.parents}:
-            raise UsageError(
-                "--overlay needs a folder of its own: trainers take every file in the image and "
-                "mask folders for an image or a mask"
-            )
         if self.feather.amount < 0:
             raise UsageError(f"--feather {self.feather} is negative: it only goes inwards")
 
@@ -99,9 +90,6 @@ class MakeMasks:
     def items(self) -> Iterator[Item]:
         """One item an image; images that would share a mask are told so."""
         for sample in self.dataset:
-            outputs = [sample.mask]
-            if self.overlay:
-                outputs.append(self.overlay / f"{sample.stem}.jpg")
             others = self.dataset.sharers(sample)
             problem = others and ItemError(
                 f"{sample.name} and {', '.join(others)} would share the mask {sample.mask.name}: "
@@ -111,7 +99,7 @@ class MakeMasks:
             yield Item(
                 self.dataset.key(sample.image),
                 (sample.image,),
-                tuple(outputs),
+                (sample.mask,),
                 problem or None,
                 conditional={"no_face": self.no_face},
             )
@@ -139,7 +127,11 @@ class MakeMasks:
 class Prepared:
     """An image that waits for the models."""
 
-    image: Image
+    image: Image | None
+    """For the detector; let go once nobody has to look at it any more."""
+    height: int
+    """Of the image, in pixels."""
+    width: int
     sha256: str
     known: Sequence[Face] | None
     """Faces that were recorded before."""
@@ -182,7 +174,16 @@ class Masking:
             known: Sequence[Face] | None = likeness.faces
         else:
             known = read_faces(self.stage.face_record(item), data, self.stage.detector_identity)
-        return Prepared(image, sha256, known, likeness, self.segmenter.prepare(image))
+        height, width = image.shape[:2]
+        return Prepared(
+            image if known is None else None,
+            height,
+            width,
+            sha256,
+            known,
+            likeness,
+            self.segmenter.prepare(image),
+        )
 
     def compute(self, batch: Sequence[Prepared]) -> list[Segmented | ItemError]:
         """Detect where it was not done before, choose the faces, segment them all at once."""
@@ -210,10 +211,6 @@ class Masking:
             code = "nobody-alike" if result.faces and prepared.likeness else "no-face"
             raise ItemError(message, code=code)
         mask, warnings = self._finish(result)
-        files = {item.outputs[0]: imageio.encode_mask(mask)}
-        if stage.overlay:
-            picture = masks.overlay(prepared.image, mask, result.wanted)
-            files[item.outputs[1]] = imageio.encode_image(picture, "jpeg")
         info = {
             "faces": len(result.faces),
             "masked": len(result.wanted),
@@ -221,41 +218,41 @@ class Masking:
             "erode": str(stage.erode),
             **({} if result.wanted else {"no_face": stage.no_face}),
         }
-        return Saved(files, info, warnings)
+        return Saved({item.outputs[0]: imageio.encode_mask(mask)}, info, warnings)
 
     def _detect(self, prepared: Prepared) -> Sequence[Face] | ItemError:
         if prepared.known is not None or self.detector is None:
             return prepared.known or ()
-        if prepared.detected is None:
+        if prepared.image is not None:
             try:
                 prepared.detected = self.detector.detect(prepared.image)
             except ItemError as error:
                 prepared.detected = error
-        return prepared.detected
+            prepared.image = None
+        return prepared.detected or ()
 
     def _choose(self, faces: Sequence[Face], prepared: Prepared) -> list[Face]:
         """The faces to mask."""
         subject, likeness = self.stage.subject, prepared.likeness
         if subject is None or likeness is None:
-            return choose_faces(faces, prepared.image, self.stage)
+            return choose_faces(faces, prepared.height, prepared.width, self.stage)
         return most_alike(likeness, self.stage.min_face, subject.threshold)
 
     def _remember(self, item: Item, result: Segmented) -> None:
         """Write the face record, where the faces were detected here."""
         if result.prepared.known is None:
-            height, width = result.prepared.image.shape[:2]
             record = FaceRecord(
                 self.stage.detector_identity,
                 result.prepared.sha256,
-                width,
-                height,
+                result.prepared.width,
+                result.prepared.height,
                 tuple(result.faces),
             )
             keep_faces(self.stage.face_record(item), record)
 
     def _finish(self, result: Segmented) -> tuple[Mask, tuple[str, ...]]:
         """One mask of all faces wanted."""
-        stage, shape = self.stage, result.prepared.image.shape[:2]
+        stage, shape = self.stage, (result.prepared.height, result.prepared.width)
         if not result.wanted:
             return np.full(shape, 255 if stage.no_face == "white" else 0, np.uint8), ()
         whole = np.zeros(shape, np.bool_)
@@ -326,13 +323,12 @@ def _sweep(folder: Path) -> None:
     imageio.sweep(folder)
 
 
-def choose_faces(faces: Sequence[Face], image: Image, stage: MakeMasks) -> list[Face]:
-    """The faces to mask, by the stage's policy.
+def choose_faces(faces: Sequence[Face], height: int, width: int, stage: MakeMasks) -> list[Face]:
+    """The faces to mask in an image of this size, by the stage's policy.
 
     `largest` weighs the area with the detector's confidence, since a false find can be large;
     `center` takes the face whose centre is nearest to the image's.
     """
-    height, width = image.shape[:2]
     enough = [face for face in faces if min(face.width, face.height) >= stage.min_face]
     if not enough or stage.faces == "all":
         return enough
