@@ -153,9 +153,14 @@ def test_stale_masks_are_made_anew_with_the_settings_that_made_them(
     other = lora_prep("validate", "--fix", "--select", "A001", code=1)
     assert "run `lora-prep masks` with the options that made them" in other.stderr
     Path("lora-prep.toml").write_text('[masks]\npreset = "embedded"\nno-face = "black"\n')
+    data.image("new.jpg")  # images without a mask are no obstacle
+    (data.faces / "broken.jpg").write_bytes(b"no picture")
+    planned = lora_prep("validate", "--fix", "--dry-run", "--select", "A001", code=1).stderr
+    assert "would make  A001  1 stale mask\nwould make  P001  2 missing" in planned
     done = lora_prep("validate", "--fix", "--select", "A001")
-    assert "did make  A001  1 of 1 stale mask" in done.stderr
+    assert "did make  A001  1 of 1 stale mask\ndid make  P001  1 of 2 missing" in done.stderr
     assert (data.masks / "b.png").stat().st_mtime_ns == made
+    assert (data.masks / "new.png").is_file()
 
 
 def test_stale_masks_of_other_settings_are_left_alone_even_if_all_are_stale(
@@ -176,25 +181,6 @@ def test_stale_masks_of_other_settings_are_left_alone_even_if_all_are_stale(
     Path("mine.toml").write_text(used)  # the file that is named counts, not the nearest one
     done = lora_prep("validate", "data", "--fix", "--select", "A001", "--config", "mine.toml")
     assert "did make  A001  2 of 2 stale masks" in done.stderr
-
-
-def test_images_without_a_mask_are_no_obstacle_to_making_stale_masks_anew(
-    data: Data, lora_prep: Run
-) -> None:
-    for path in (*data.masks.iterdir(), data.faces / HOSTILE):
-        path.unlink()
-    Path("lora-prep.toml").write_text('[masks]\npreset = "embedded"\nno-face = "black"\n')
-    lora_prep("masks", "data/faces")
-    data.image("a.jpg", encode(photo((80, 60)), "JPEG"))
-    data.image("new.jpg")
-    (data.faces / "broken.jpg").write_bytes(b"no picture")
-    planned = lora_prep("validate", "--fix", "--dry-run", "--select", "A001", code=1).stderr
-    assert "would make  A001  1 stale mask" in planned
-    assert "would make  P001  2 missing" in planned
-    done = lora_prep("validate", "--fix", "--select", "A001").stderr
-    assert "did make  A001  1 of 1 stale mask" in done
-    assert "did make  P001  1 of 2 missing" in done
-    assert (data.masks / "new.png").is_file()
 
 
 @pytest.mark.parametrize("given", ["data", "data/faces"])
