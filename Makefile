@@ -71,18 +71,9 @@ browser: install
 docs: install
 	$(BIN)/python -m docs.generate
 
+# One table of them all, in under 15 minutes; what each prints by itself is in build/bench.
 bench: install
-	$(BIN)/python -m benchmarks.embedded_masks
-	$(BIN)/python -m benchmarks.mask_quality
-	$(BIN)/python -m benchmarks.masks
-	$(BIN)/python -m benchmarks.augment
-	$(BIN)/python -m benchmarks.validate
-	$(BIN)/python -m benchmarks.drift
-	$(BIN)/python -m benchmarks.losses
-	$(BIN)/python -m benchmarks.identity --repeats 2
-	$(BIN)/python -m benchmarks.learning
-	$(BIN)/python -m benchmarks.scale
-	$(BIN)/python -m tools.faults
+	@$(BIN)/python -m benchmarks
 
 clean:
 	rm -rf demo build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -25,18 +25,18 @@ from benchmarks.rows import RECORD, Row, recorded, table
 ROOT = Path(__file__).parents[1]
 
 BENCHMARKS: dict[str, Sequence[str]] = {
-    "startup": ["benchmarks.startup"],
+    "startup": ["benchmarks.startup", "--repeats", "9"],
     "runner": ["benchmarks.runner"],
     "validate": ["benchmarks.validate", "--pairs", "1000"],
     "augment": ["benchmarks.augment"],
-    "masks": ["benchmarks.masks", "--sizes", "1,4", "-n", "2", "--batches", ""],
+    "masks": ["benchmarks.masks", "--sizes", "4", "-n", "2", "--batches", ""],
     "mask_quality": ["benchmarks.mask_quality", "-n", "20"],
     "embedded_masks": ["benchmarks.embedded_masks", "-n", "12"],
     "drift": ["benchmarks.drift", "--portraits", "12"],
     "losses": ["benchmarks.losses"],
     "identity": ["benchmarks.identity", "--repeats", "2"],
     "learning": ["benchmarks.learning"],
-    "faults": ["tools.faults", "--times", "8"],
+    "faults": ["tools.faults", "--times", "4"],
     "fuzz": ["tools.fuzz", "all", "--count", "1000"],
 }
 """Modules and their arguments, the quiet ones first."""
