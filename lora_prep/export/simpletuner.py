@@ -1,5 +1,6 @@
 """SimpleTuner: data backends; masks are a conditioning backend of the images' own file names."""
 
+import json
 from typing import Any
 
 from lora_prep.export.configs import Command, Config
@@ -17,6 +18,8 @@ _FAMILIES = {
     "qwen-image": "qwen_image",
     "wan21": "wan",
 }
+_FLAVOURS = {"klein-4b": "klein-4b", "klein-9b": "klein-9b"}
+"""`model_flavour`, where it is not the family's default."""
 
 
 def shape(plan: Plan) -> Shape:
@@ -40,22 +43,11 @@ def recipe(plan: Plan, gathered: Gathered) -> Recipe:
             "cache_dir": plan.places("cache", "text"),
         }
     )
-    config = Config("multidatabackend.json", "simpletuner", backends)
-    words = ["simpletuner", "train", f"--data_backend_config={plan.places(config.name)}"]
-    words += ["--model_type=lora", f"--lora_rank={plan.rank}"]
-    words += [f"--lora_alpha={plan.network_alpha:g}"]
-    words += [f"--model_family={_FAMILIES.get(plan.family, 'FAMILY')}"]
-    words += [f"--pretrained_model_name_or_path={plan.base or 'MODEL'}"]
-    words += [f"--train_batch_size={plan.batch_size}", f"--max_train_steps={plan.steps}"]
-    words += [f"--learning_rate={plan.learning_rate:g}"]
-    words += [f"--output_dir={plan.places('output')}"]
-    if plan.emission and plan.emission.value:
-        import json
-
-        modules = json.dumps(plan.emission.value["peft_lora_target_modules"])
-        words.append(f"--peft_lora_target_modules={modules}")
-    elif plan.negative:
-        words.append("--slider_lora_target=true")
+    configs = (
+        Config("multidatabackend.json", "simpletuner", backends),
+        Config("config.json", "simpletuner-training", _training(plan), yours=True),
+    )
+    change = ("cd", "/d") if plan.places.style == "windows" else ("cd",)
     cannot = [
         "`crop_style` is `center`, for images and masks alike: random crops would part them.",
         "The loss is the mean over all pixels, masked ones included: small masks learn slowly.",
@@ -73,16 +65,61 @@ def recipe(plan: Plan, gathered: Gathered) -> Recipe:
     if gathered.classes:
         cannot.append(
             "Class images (`is_regularisation_data`) have no weight of their own, and by its own "
-            "documents work with LyCORIS adapters (`--lora_type=lycoris`), not with standard LoRA."
+            "documents work with LyCORIS adapters (`lora_type` `lycoris`), not with standard LoRA."
         )
     return Recipe(
-        (config,),
-        (Command(tuple(words)),),
-        "In the folder of SimpleTuner, with your own model options added",
+        configs,
+        (Command((*change, plan.places())), Command(("simpletuner", "train"))),
+        "SimpleTuner takes `config.json` of the folder that it is started in",
         tuple(cannot),
-        tuple(common_notes(plan)),
+        tuple(common_notes(plan) + _notes(plan)),
         {"batch_size": plan.batch_size},
     )
+
+
+def _training(plan: Plan) -> dict[str, Any]:
+    """`config.json`, whose keys are the trainer's options. A list would become many options."""
+    alpha = plan.network_alpha
+    training: dict[str, Any] = {
+        "model_type": "lora",
+        "lora_type": "standard",
+        "lora_rank": plan.rank,
+        "lora_alpha": int(alpha) if alpha.is_integer() else alpha,
+        "model_family": _FAMILIES.get(plan.family, "FAMILY"),
+    }
+    if flavour := _FLAVOURS.get((plan.model.variant or "") if plan.model else ""):
+        training["model_flavour"] = flavour
+    if plan.base:
+        training["pretrained_model_name_or_path"] = plan.base
+    if plan.emission and plan.emission.value:
+        modules = plan.emission.value["peft_lora_target_modules"]
+        training["peft_lora_target_modules"] = json.dumps(modules)
+    elif plan.negative:
+        training["slider_lora_target"] = True
+    return training | {
+        "data_backend_config": plan.places("multidatabackend.json"),
+        "output_dir": plan.places("output"),
+        "train_batch_size": plan.batch_size,
+        "max_train_steps": plan.steps,
+        "num_train_epochs": 0,
+        "learning_rate": plan.learning_rate,
+        "lr_scheduler": "constant",
+        "optimizer": "adamw_bf16",
+        "mixed_precision": "bf16",
+        "gradient_checkpointing": True,
+        "checkpoint_step_interval": 250,
+        "validation_disable": True,
+        "report_to": "none",
+        "seed": 42,
+    }
+
+
+def _notes(plan: Plan) -> list[str]:
+    if plan.family in _FAMILIES:
+        return []
+    if plan.family:
+        return [f"the name that SimpleTuner has for {plan.family} is not known here: fill it in"]
+    return ["fill in FAMILY (`model_family`) in config.json, or give --model"]
 
 
 def _of_resolution(plan: Plan, gathered: Gathered, resolution: int) -> list[dict[str, Any]]:

@@ -102,6 +102,17 @@ def test_the_training_of_diffusion_pipe(run):
     assert schema.problems("diffusion-pipe-training", values)
 
 
+def test_the_training_of_simpletuner(run):
+    """It starts from `config.json` where it is, and makes many options of a list."""
+    out = run("simpletuner", "--model", "klein-9b", "--select", "double.1.attn.to_q")
+    values = json.loads((out / "config.json").read_text("utf-8"))
+    assert values["model_flavour"] == "klein-9b"
+    assert values["data_backend_config"] == str(out / "multidatabackend.json")
+    assert json.loads(values["peft_lora_target_modules"]) == ["transformer_blocks.1.attn.to_q"]
+    assert not any(isinstance(value, (list, dict)) for value in values.values())
+    assert f"cd {out}\nsimpletuner train\n" in (out / "TRAIN.md").read_text("utf-8")
+
+
 def test_what_the_real_parsers_read(run):
     kohya = tomllib.loads((full(run, "kohya") / "dataset.toml").read_text("utf-8"))
     subset, classes = kohya["datasets"][0]["subsets"]
@@ -177,7 +188,8 @@ def test_a_slider_of_simpletuner_from_pairs(pairs, tmp_path, lora_prep):
         assert backend["instance_data_dir"] == str(out / side)
         assert {p.name for p in (out / side).iterdir()} == {"a.png", "a.txt", "b.png", "b.txt"}
         assert (out / side / "a.png").read_bytes() == (pairs / side / "a.png").read_bytes()
-    assert "--slider_lora_target=true" in (out / "TRAIN.md").read_text("utf-8")
+    training = json.loads((out / "config.json").read_text("utf-8"))
+    assert training["slider_lora_target"] is True
     assert tree(pairs) == before
 
 
