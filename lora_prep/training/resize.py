@@ -1,15 +1,12 @@
 """Masks from image size to latent size."""
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from lora_prep.errors import UsageError
-from lora_prep.training.shapes import ShapeError, as_float, shape
+from lora_prep.training.shapes import ShapeError, as_float, no_autocast, shape
 
 
 def resize_mask(mask: Tensor, size: tuple[int, int]) -> Float[Tensor, "*batch h w"]:
@@ -34,17 +31,10 @@ def resize_mask(mask: Tensor, size: tuple[int, int]) -> Float[Tensor, "*batch h 
     if height % h == 0 and width % w == 0:
         flat = values.reshape(-1, 1, height, width)
         return F.avg_pool2d(flat, (height // h, width // w)).reshape(*mask.shape[:-2], h, w)
-    with _no_autocast(mask.device.type):
+    with no_autocast(mask.device):  # it would make bfloat16 of the products
         rows = _overlaps(height, h, values)
         columns = _overlaps(width, w, values)
         return rows @ values @ columns.T
-
-
-def _no_autocast(device: str) -> AbstractContextManager[Any]:
-    """Autocast would make bfloat16 of the products."""
-    if torch.amp.is_autocast_available(device):
-        return torch.autocast(device, enabled=False)
-    return nullcontext()
 
 
 def _overlaps(old: int, new: int, like: Tensor) -> Tensor:

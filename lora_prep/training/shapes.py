@@ -1,7 +1,8 @@
 """What the losses accept as input, and how they say that something does not fit."""
 
 import math
-from typing import TypeAlias
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float
@@ -24,6 +25,13 @@ class ShapeError(UsageError, ValueError):
 def as_float(x: Tensor) -> Tensor:
     """`x` in float32; float64 stays float64, so that gradients can be checked."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Whatever autocast is active there is not, inside."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def shape(x: Tensor) -> str:

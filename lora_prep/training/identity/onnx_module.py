@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lora_prep.errors import BackendError
 from lora_prep.training.identity.operators import OPERATORS
+from lora_prep.training.shapes import no_autocast
 
 TOLERANCE = 1e-4
 """Largest difference to ONNX Runtime, as a part of the embedding's largest number. Measured in
@@ -94,7 +95,7 @@ class Recogniser(nn.Module):
         """Embeddings, not normalised, of aligned RGB crops with values from 0 to 255."""
         dtype = self._weights_at()[0]
         layout = torch.channels_last if self.on_cuda else torch.contiguous_format
-        with torch.autocast(crops.device.type, enabled=False):
+        with no_autocast(crops.device):
             x = (crops.to(torch.promote_types(crops.dtype, torch.float32)) - self.mean) / self.std
             values = (x.to(dtype).contiguous(memory_format=layout),)
             for k in range(len(self._segments)):

@@ -13,10 +13,12 @@ from lora_prep.training import (
     Diffusion,
     LossBatch,
     LossSum,
+    Masked,
     Objective,
     ShapeError,
     WarmUp,
     pack,
+    resize_mask,
     unpack,
 )
 from lora_prep.training.identity import IdentityInputs, IdentityTerm, Recogniser, load_recogniser
@@ -208,6 +210,29 @@ def test_noise_levels_on_a_device_are_masked_there_and_chosen_where_the_host_kno
     known = replace(batch.identity, t=batch.sigmas)
     assert it(replace(there, identity=known)).weight.tolist() == [1, 0, 1]
     assert decoder.shapes[-1][0] == 2
+
+
+@pytest.mark.parametrize("host_knows", [True, False])
+def test_a_whole_step_looks_at_no_value_on_the_device(host_knows: bool) -> None:
+    """Tensors without data stand for a GPU's: what would wait for it cannot work on them."""
+    network = load_recogniser(Path("tests/assets/tiny_faces/rec_tiny.onnx"), check=False)
+    it = IdentityTerm(network.to("meta"), Decoder(), factor=2, weighting="linear")
+    losses = LossSum({"masked": (1.0, Masked(min_snr=5.0)), "identity": (0.1, it)})
+    steps, t = Objective("epsilon", torch.linspace(0.99, 0.01, 1000)), torch.tensor([100, 900, 50])
+    x0, noise = torch.zeros(2, 3, 12, 64, 48, device="meta")
+    there = t.to("meta")
+    noisy, target = steps.add_noise(x0, noise, there), steps.target(x0, noise, there)
+    pred = torch.zeros_like(x0, dtype=torch.bfloat16, requires_grad=True)
+    landmarks = torch.stack([LANDMARKS, LANDMARKS, LANDMARKS * 0.4 + 10])  # one is small
+    inputs = IdentityInputs(landmarks, torch.ones(128), None, t if host_knows else None)
+    mask = resize_mask(torch.zeros(3, 1, 500, 512, device="meta"), (64, 48))
+    priors = torch.zeros(3, dtype=torch.bool, device="meta")
+    batch = LossBatch(pred, target, steps, there, noisy=noisy, mask=mask, is_prior=priors,
+                      identity=inputs)  # fmt: skip
+    result = losses(batch, counts=losses.counts([batch]))
+    result.total.backward()
+    assert pred.grad is not None
+    assert (pred.grad.shape, result.total.dtype) == (x0.shape, torch.float32)
 
 
 def test_class_images_on_a_device_do_not_count(recogniser: Recogniser) -> None:
