@@ -9,6 +9,9 @@ class images at fixed noise:
     drift          outside of the mask: distance of the predictions to the base model's
     class drift    the same for class images with the class prompt
 
+And of a slider that is trained on pairs, bright and dark, from -1 to 1: how far its predictions lie
+towards the bright pictures (half the way from one to the other is the most that is asked of it).
+
     python -m benchmarks.learning [--steps N] [--json]
 """
 
@@ -35,6 +38,8 @@ from lora_prep.training.trainer.plan import plan
 from lora_prep.types import Image
 
 SIDE, PICTURES = 64, 4
+STRENGTHS = (-1.0, -0.5, 0.0, 0.5, 1.0)
+"""Of the slider, over the range that it is trained for."""
 TAUGHT = 60
 """Steps in which the base model learns the class images."""
 CAPTION, CLASS_PROMPT = "sks person", "a person"
@@ -93,8 +98,12 @@ def main() -> None:
         mine, theirs = (getattr(rows[run], figure) for run in (name, peer))
         what = f"{name}: {figure.replace('_', ' ')} after {arguments.steps} steps"
         record("what losses do", what, "RMS, less is better", mine, peer, theirs)
+        slides = {"untrained": toy.slide(None), "pairs": toy.slide(toy.slider(arguments.steps))}
+    width = slides["pairs"][-1] - slides["pairs"][0]
+    what = f"slider from pairs: way from -1 to 1 after {arguments.steps} steps"
+    record("what losses do", what, "of the pairs' distance", width, "asked for", 1.0)
     if arguments.json:
-        print(json.dumps({name: vars(row) for name, row in rows.items()}))
+        print(json.dumps({**{name: vars(row) for name, row in rows.items()}, "slider": slides}))
         return
     print(f"{'run':42}{'in':>7}{'out':>7}{'drift':>8}{'class drift':>13}{'ms/step':>9}")
     for name, row in rows.items():
@@ -102,6 +111,9 @@ def main() -> None:
             f"{name:42}{row.inside:7.2f}{row.outside:7.2f}{row.drift:8.3f}"
             f"{row.class_drift:13.3f}{row.seconds * 1e3:9.0f}"
         )
+    print(f"\n{'slider at':42}" + "".join(f"{strength:+8.1f}" for strength in STRENGTHS))
+    for name, slide in slides.items():
+        print(f"{name:42}" + "".join(f"{amount:8.3f}" for amount in slide))
 
 
 class Toy:
@@ -111,7 +123,7 @@ class Toy:
         from tests.fakes import tiny_pipelines
 
         self.folder, self.base = folder, folder / "klein"
-        for kind in ("faces", "masks", "priors"):
+        for kind in ("faces", "masks", "priors", "pairs/positive", "pairs/negative"):
             (folder / "data" / kind).mkdir(parents=True)
         mask = np.zeros((SIDE, SIDE), np.uint8)
         mask[:, : SIDE // 2] = 255
@@ -120,6 +132,9 @@ class Toy:
             (folder / f"data/faces/{i}.txt").write_text(CAPTION)
             (folder / f"data/masks/{i}.png").write_bytes(imageio.encode_mask(mask))
             save(folder / f"data/priors/{i}.png", picture(100 + i))
+            for side, light in (("positive", 1.4), ("negative", 0.6)):
+                lit = cv2.convertScaleAbs(picture(i), alpha=light)
+                save(folder / f"data/pairs/{side}/{i}.png", np.asarray(lit, np.uint8))
         pipeline = tiny_pipelines.build("flux2-klein")
         pipeline.vae.bn.running_var.fill_(0.01)  # what is in a picture then outweighs the noise
         family = families.wrap(pipeline, self._settings)
@@ -190,6 +205,40 @@ class Toy:
             raise KeyboardInterrupt
         seconds = (time.process_time() - began) / steps
         return self.measure(done.files[0], seconds)
+
+    def slider(self, steps: int) -> Path:
+        """A LoRA that slides from dark to bright."""
+        values = self.values(
+            {"paired_slider": {}},
+            steps=steps,
+            priors=False,
+            data={"caption": CAPTION},
+            slider={"pairs": "data/pairs"},
+        )
+        config = run_config.from_dict(values, "toy", self.folder)
+        return loop.train(plan(config, self.base), restart=True, say=lambda _: None).files[0]
+
+    @torch.no_grad()
+    def slide(self, file: Path | None) -> list[float]:
+        """How far the predicted pictures lie towards the bright ones, at each of the strengths."""
+        family = families.load(self.base, self._settings, torch.device("cpu"), torch.float32)
+        text = family.encode_text(CAPTION)
+        high, low = (self._latents(family, f"pairs/{side}", 1) for side in ("positive", "negative"))
+        noise = torch.randn(high.shape, generator=torch.Generator().manual_seed(7))
+        objective, sigmas = families.objective_of(family), torch.full((PICTURES,), 0.7)
+        noisy = objective.add_noise((high + low) / 2, noise, sigmas)
+        wide = {key: value.expand(PICTURES, *value.shape[1:]) for key, value in text.items()}
+        if file is not None:
+            family.pipeline.load_lora_weights(str(file), adapter_name="slider")
+        seen = []
+        for strength in STRENGTHS:
+            if file is not None:
+                family.pipeline.set_adapters(["slider"], [strength])
+            pred = family.predict(noisy, sigmas, wide, torch.zeros(PICTURES, 6))
+            seen.append(objective.x0(noisy, pred, sigmas))
+        way = high - low
+        neutral = seen[len(seen) // 2]
+        return [float(((x0 - neutral) * way).sum() / way.square().sum()) for x0 in seen]
 
     @torch.no_grad()
     def measure(self, file: Path | None, seconds: float = 0.0) -> Measured:

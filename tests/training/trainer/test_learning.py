@@ -1,5 +1,6 @@
 """Do the losses do what they are for? Short trainings of a toy, with each term on and off."""
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,15 @@ class Runs:
     def __init__(self, folder: Path) -> None:
         self.toy = Toy(folder)
         self.base = self.toy.measure(None)
+        print(f"{'run':45}", *(f"{name:>8}" for name in ("in", "out", "drift", "class")))
         self._kept: dict[str, Measured] = {}
 
     def __call__(self, losses: Mapping[str, Any], *, priors: bool = False) -> Measured:
         key = repr((losses, priors))
         if key not in self._kept:
-            self._kept[key] = self.toy.train(losses, steps=STEPS, priors=priors)
+            self._kept[key] = run = self.toy.train(losses, steps=STEPS, priors=priors)
+            figures = (run.inside, run.outside, run.drift, run.class_drift)
+            print(f"{', '.join(losses):45}", *(f"{figure:8.3f}" for figure in figures))
         return self._kept[key]
 
 
@@ -51,6 +55,13 @@ def keeps_the_class(run: Measured, full: Measured) -> bool:
     return run.class_drift < 0.6 * full.class_drift
 
 
+def slides(amounts: list[float]) -> bool:
+    """Whether more strength is more of it over the whole range, and clearly so at either end."""
+    print("slider", [f"{amount:+.3f}" for amount in amounts])
+    rises = all(a < b for a, b in itertools.pairwise(amounts))
+    return rises and amounts[0] < -0.03 and amounts[-1] > 0.03
+
+
 def test_masked_training_learns_inside_and_leaves_outside(runs: Runs) -> None:
     assert learns_inside_alone(runs(MASKED), runs.base)
     # Without the mask the outside is learned as well, and the claim fails.
@@ -72,3 +83,8 @@ def test_class_drift_falls(runs: Runs, term: dict[str, Any], priors: bool) -> No
     assert kept.inside < 0.85 * runs.base.inside  # and the subject is learned all the same
     without = runs(off({**FULL, **term}, next(iter(term))), priors=priors)
     assert not keeps_the_class(without, runs(FULL))
+
+
+def test_a_slider_is_monotone_over_its_range(runs: Runs) -> None:
+    assert slides(runs.toy.slide(runs.toy.slider(20)))
+    assert not slides(runs.toy.slide(None))

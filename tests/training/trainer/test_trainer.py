@@ -1,6 +1,7 @@
 """Targets, terms with networks, sliders, gradient checkpointing, and what is written."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from lora_prep.errors import DatasetError, UsageError
 from lora_prep.journal import hash_file
 from lora_prep.training.sliders import SliderRecord
 from lora_prep.training.targets import adapter, resolve, select
-from lora_prep.training.trainer import families, logs, loop, lora, plots
+from lora_prep.training.trainer import families, logs, loop, lora, losses, plots
 from lora_prep.training.trainer.config import ModelConfig
 from lora_prep.training.trainer.plan import plan
 from tests.training.trainer import made
@@ -151,6 +152,32 @@ def test_the_identity_term_pulls_towards_the_reference_and_off_it_does_not(world
         )
         means[name] = np.mean([line["identity"] for line in logs.read(world / name)][-6:])
     assert means["on"] < means["off"] - 0.015
+
+
+def test_face_weighted_is_trained_from_the_faces_of_embed(world: Path) -> None:
+    with_faces(world, "0" * 64)
+    values = {}
+    for name, term in (
+        ("plain", {"diffusion": {}}),
+        ("face", {"face_weighted": {"face_weight": 3}}),
+    ):
+        made.train(world, "sd15", losses=term, train={"steps": 1}, save={"out": name})
+        (line,) = logs.read(world / name)
+        values[name] = line["loss"]
+    assert values["face"] != pytest.approx(values["plain"], rel=1e-3)
+
+
+def test_advice_is_given_once_and_not_as_a_warning_of_python(world: Path) -> None:
+    many = {"masked": {}, "inverted_mask_prior": {}, "output_preservation": {}}
+    more = {"term": "output_preservation", "weight": 0.1}
+    run = made.config(world, "sd15", losses={**many, "more": more}, preserve={"prompt": "a person"})
+    (note,) = plan(run, world / "models/sd15").notes
+    assert "can destabilise" in note
+    loaded = families.load(world / "models/sd15", run.model, torch.device("cpu"), torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        built = losses.build(run, None, loaded, torch.device("cpu"))
+    assert len(built.terms) == 4
 
 
 def test_references_of_another_recogniser_are_refused(world: Path) -> None:
