@@ -93,11 +93,7 @@ def masked_loss(
     """
     same_shape(pred, target, "target")
     weights, how = mask_weights(mask, pred, normalize=normalize, floor=floor, like=like)
-    error = squared_error(pred, target)
-    if how == "sample":
-        return weighted_mean(error, weights)
-    unscaled = weighted_sum(error, weights) / math.prod(error.shape[1:])
-    return unscaled if how == "none" else _divide(unscaled, weights.mean())
+    return _normalized(squared_error(pred, target), weights, how)
 
 
 def face_weighted_loss(
@@ -122,18 +118,25 @@ def face_weighted_loss(
 
 
 def inverted_mask_prior_loss(
-    pred: Float[Tensor, "B ..."], base_pred: Float[Tensor, "..."], mask: Weights
+    pred: Float[Tensor, "B ..."],
+    base_pred: Float[Tensor, "..."],
+    mask: Weights,
+    *,
+    normalize: Normalize = "sample",
 ) -> Float[Tensor, " B"]:
     """Outside the mask, stay with the base model: Σ(d·(1−m))/Σ(1−m), d = (pred − base_pred)².
 
     (B, ...) → (B,). `base_pred` is the same forward with the adapter off; no gradient goes there.
     A masked loss only learns nothing outside, it does not protect it: this does. The mask is
-    clamped to [0, 1]; an all-white one gives 0. Source: ai-toolkit's `inverted_mask_prior`, which
-    divides by mean(1−m) of the batch instead.
+    clamped to [0, 1]; an all-white one gives 0.
+
+    `normalize` as in `masked_loss`, with 1 − m for m: "batch" is ai-toolkit's
+    `inverted_mask_prior`, "none" is OneTrainer's prior outside the mask where you give
+    `mask.clamp_min(unmasked_weight)`; both then take the mean.
     """
     same_shape(pred, base_pred, "base_pred")
-    outside = 1 - fit_mask(mask, pred).clamp(0, 1)
-    return weighted_mean(squared_error(pred, base_pred.detach()), outside)
+    outside = outside_weights(mask, pred, normalize)
+    return _normalized(squared_error(pred, base_pred.detach()), outside, normalize)
 
 
 def prior_preservation_loss(
@@ -282,8 +285,7 @@ def mask_weights(
     as_like, floor_like = _LIKE[like] if like else ("sample", 0.0)
     how: Normalize = as_like if normalize is None else normalize
     least = floor_like if floor is None else floor
-    if how not in get_args(Normalize):
-        raise UsageError(f"normalize={how!r}: take one of {', '.join(get_args(Normalize))}")
+    _known(how)
     if not 0 <= least <= 1:
         raise UsageError(f"floor={least}: the weight outside the mask is from 0 to 1")
     weights = fit_mask(mask, pred)
@@ -291,6 +293,14 @@ def mask_weights(
         return weights, how
     linear = like == "ai-toolkit"
     return least + (1 - least) * weights if linear else weights.clamp_min(least), how
+
+
+def outside_weights(
+    mask: Weights, pred: Float[Tensor, "B ..."], normalize: Normalize
+) -> Float[Tensor, "..."]:
+    """1 − mask, from 0 to 1. Raises UsageError, and ShapeError for a mask that does not fit."""
+    _known(normalize)
+    return 1 - fit_mask(mask, pred).clamp(0, 1)
 
 
 def weighted_mean(x: Float[Tensor, "B ..."], weights: Float[Tensor, "..."]) -> Float[Tensor, " B"]:
@@ -315,6 +325,19 @@ def squared_error(
     """e = (pred − target)² of each element, in float32 or float64."""
     # Keeps only its inputs for backward, where a difference and its square keep one more tensor.
     return F.mse_loss(as_float(pred), as_float(target), reduction="none")
+
+
+def _normalized(error: Tensor, weights: Tensor, how: Normalize) -> Tensor:
+    """Each sample's weighted error, divided by its own weights, the batch's, or nothing."""
+    if how == "sample":
+        return weighted_mean(error, weights)
+    unscaled = weighted_sum(error, weights) / math.prod(error.shape[1:])
+    return unscaled if how == "none" else _divide(unscaled, weights.mean())
+
+
+def _known(how: Normalize) -> None:
+    if how not in get_args(Normalize):
+        raise UsageError(f"normalize={how!r}: take one of {', '.join(get_args(Normalize))}")
 
 
 def _mean(x: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from lora_prep.training.batch import (
     SliderInputs,
     Term,
 )
-from lora_prep.training.shapes import fit_mask, per_sample
+from lora_prep.training.shapes import per_sample, same_shape
 
 __all__ = [
     "Countable",
@@ -105,11 +105,7 @@ class Masked:
     def __call__(self, batch: LossBatch) -> PerSample:
         """The loss of each sample."""
         weights, counts, how = self._weighted(batch)
-        error = L.squared_error(batch.pred, batch.target)
-        if how == "none":
-            loss = L.weighted_sum(error, weights) / math.prod(error.shape[1:])
-        else:
-            loss = L.weighted_mean(error, weights)
+        loss = _weigh(L.squared_error(batch.pred, batch.target), weights, how)
         return PerSample(_min_snr(loss, batch, self.min_snr), counts)
 
     def _weighted(self, batch: LossBatch) -> tuple[Tensor, Tensor, L.Normalize]:
@@ -119,11 +115,7 @@ class Masked:
             batch.mask, batch.pred, normalize=self.normalize, floor=self.floor, like=self.like
         )
         weights = weights.detach()
-        counts = _instances(batch)
-        if how != "none":
-            mean = weights.flatten(1).mean(1)
-            counts = counts * (mean if how == "batch" else (mean > 0).to(mean.dtype))
-        return weights, counts, how
+        return weights, _instances(batch) * _count(weights, how), how
 
 
 @dataclass(frozen=True)
@@ -169,25 +161,33 @@ class FaceWeighted:
 class InvertedMaskPrior:
     """Outside the mask, stay with the base model: `inverted_mask_prior_loss`.
 
-    Samples without an outside do not count.
+    With `normalize="sample"` samples without an outside do not count, with "batch" each counts by
+    how much lies outside, with "none" all count alike.
     """
+
+    normalize: L.Normalize = "sample"
 
     name: ClassVar[str] = "inverted_mask_prior"
     requires: ClassVar[tuple[str, ...]] = ("mask", "base_pred")
 
+    def __post_init__(self) -> None:
+        one = torch.ones(1, 1)
+        L.outside_weights(one, one, self.normalize)
+
     def weights(self, batch: LossBatch) -> Tensor:
-        """1 where the mask leaves something out."""
-        assert batch.mask is not None
-        outside = 1 - fit_mask(batch.mask, batch.pred).clamp(0, 1)
-        some = outside.flatten(1).amax(1) > 0
-        return some.to(outside.dtype).expand(len(batch.pred))
+        """How much each sample counts."""
+        return _count(self._outside(batch), self.normalize).expand(len(batch.pred))
 
     def __call__(self, batch: LossBatch) -> PerSample:
         """The loss of each sample."""
-        assert batch.mask is not None
         assert batch.base_pred is not None
-        loss = L.inverted_mask_prior_loss(batch.pred, batch.base_pred, batch.mask)
-        return PerSample(loss, self.weights(batch))
+        same_shape(batch.pred, batch.base_pred, "base_pred")
+        error = L.squared_error(batch.pred, batch.base_pred.detach())
+        return PerSample(_weigh(error, self._outside(batch), self.normalize), self.weights(batch))
+
+    def _outside(self, batch: LossBatch) -> Tensor:
+        assert batch.mask is not None
+        return L.outside_weights(batch.mask, batch.pred, self.normalize).detach()
 
 
 @dataclass(frozen=True)
@@ -290,6 +290,21 @@ class PairedSlider:
         assert low is not None
         loss = L.paired_slider_loss(batch.pred, low.pred, batch.target, low.target)
         return PerSample(loss, self.weights(batch))
+
+
+def _weigh(error: Tensor, weights: Tensor, how: L.Normalize) -> Tensor:
+    """The loss of each sample, to be counted by `_count`."""
+    if how == "none":
+        return L.weighted_sum(error, weights) / math.prod(error.shape[1:])
+    return L.weighted_mean(error, weights)
+
+
+def _count(weights: Tensor, how: L.Normalize) -> Tensor:
+    """How much a sample counts: not at all where it has no weight, by its mean, or as any other."""
+    mean = weights.flatten(1).mean(1)
+    if how == "batch":
+        return mean
+    return torch.ones_like(mean) if how == "none" else (mean > 0).to(mean.dtype)
 
 
 def _ones(x: Tensor) -> Tensor:

@@ -61,6 +61,7 @@ for wrong, message in (
     (lambda: masked(x, x, x.byte()), "mask is torch.uint8: give weights from 0 to 1"),
     (lambda: training.Objective("eps"), "no objective is called 'eps': take one of epsilon"),
     (lambda: training.sample_levels(2, density="cosine"), "no density is called 'cosine'"),
+    (lambda: from_config({"inverted_mask_prior": {"normalize": "all"}}), "normalize='all': take"),
     (lambda: from_config({"masked": {"like": "khoya"}}), "losses.masked: like='khoya'"),
     (lambda: from_config({"masked": {"weight": "1"}}), "weight: a term's weight is '1'"),
     (lambda: from_config({"masked": {"floor": "much"}}), "masked cannot be made of this"),

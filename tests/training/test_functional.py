@@ -38,6 +38,8 @@ LOSSES: dict[str, Loss] = {
     "face": lambda p, t, m: face_weighted_loss(p, t, m, weight=2.0),
     "face, normalised": lambda p, t, m: face_weighted_loss(p, t, m, weight=2.0, normalize=True),
     "inverted prior": inverted_mask_prior_loss,
+    "inverted prior by batch": lambda p, b, m: inverted_mask_prior_loss(p, b, m, normalize="batch"),
+    "inverted prior, plain": lambda p, b, m: inverted_mask_prior_loss(p, b, m, normalize="none"),
     "prior": lambda p, t, _: prior_preservation_loss(p, t, IS_PRIOR, weight=0.7),
     "output preservation": lambda p, t, _: output_preservation_loss(p, t),
     "slider": lambda p, t, _: slider_loss(p, t, t.flip(1), t.flip(2)),
@@ -167,6 +169,18 @@ def test_outside_the_inverted_prior_the_gradient_is_zero_exactly():
     inverted_mask_prior_loss(pred, base, hard).sum().backward()
     assert torch.equal(pred.grad == 0, (hard == 1).expand_as(pred))
     assert base.grad is None
+
+
+def test_the_trainers_priors_outside_the_mask():
+    """ai-toolkit's and OneTrainer's formulae (without the multiplier, LossSum's weight)."""
+    pred, base, mask = tensors()
+    mask = mask / mask.max()
+    d = (pred - base) ** 2
+    ours = inverted_mask_prior_loss(pred, base, mask, normalize="batch").mean()
+    torch.testing.assert_close(ours, (d * (1 - mask) / (1 - mask).mean()).mean())
+    clamped = mask.clamp(0.1, 1)
+    ours = inverted_mask_prior_loss(pred, base, mask.clamp_min(0.1), normalize="none").mean()
+    torch.testing.assert_close(ours, ((1 - clamped) * d).mean())
 
 
 def test_a_small_face_weighs_as_much_as_a_large_one():

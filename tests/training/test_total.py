@@ -105,6 +105,8 @@ SUMS = {
     "by batch, min-SNR": {"masked": (1.0, Masked(normalize="batch", min_snr=5.0))},
     "floor": {"masked": (1.0, Masked(floor=0.1)), "prior": (1.0, PriorPreservation())},
     "ai-toolkit": {"masked": (1.0, Masked(like="ai-toolkit"))},
+    "ai-toolkit's prior": {"outside": (0.5, InvertedMaskPrior(normalize="batch"))},
+    "OneTrainer's prior": {"outside": (0.5, InvertedMaskPrior(normalize="none"))},
     "kohya, output": {"masked": (2.0, Masked(like="kohya")), "keep": (0.3, OutputPreservation())},
     "face, prior": {"face": (1.0, FaceWeighted(1.5)), "prior": (0.5, PriorPreservation())},
     "diffusion": {"base": (1.0, Diffusion(min_snr=3.0))},
@@ -214,6 +216,12 @@ def test_each_term_is_its_function():
             instances
         ].mean(),
         InvertedMaskPrior(): inverted_mask_prior_loss(b.pred, b.base_pred, b.mask)[outside].mean(),
+        InvertedMaskPrior("batch"): inverted_mask_prior_loss(
+            b.pred, b.base_pred, b.mask, normalize="batch"
+        ).mean(),
+        InvertedMaskPrior("none"): inverted_mask_prior_loss(
+            b.pred, b.base_pred, b.mask, normalize="none"
+        ).mean(),
         OutputPreservation(): output_preservation_loss(b.preserved_pred, b.preserved_base).mean(),
         Slider(3.0): slider_loss(
             b.pred, b.target, b.base_pred, b.noisy, direction=-1, strength=3.0
