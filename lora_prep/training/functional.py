@@ -30,7 +30,7 @@ from lora_prep.training.shapes import (
     Weights,
     as_float,
     fit_mask,
-    per_sample,
+    flags,
     same_shape,
     shape,
     spread,
@@ -155,7 +155,7 @@ def prior_preservation_loss(
     """
     _not_negative("weight", weight)
     same_shape(pred, target, "target")
-    per_sample(is_prior, len(pred), "is_prior")
+    flags(is_prior, len(pred), "is_prior")
     loss = _mean(squared_error(pred, target))
     prior = is_prior.to(loss.dtype)
     share = _divide(1 - prior, (1 - prior).mean()) + weight * _divide(prior, prior.mean())

@@ -56,6 +56,13 @@ def per_sample(x: Tensor, batch: int, name: str) -> None:
         raise ShapeError(f"{name} is {shape(x)}: give one value a sample, shaped {batch}")
 
 
+def flags(x: Tensor, batch: int, name: str) -> None:
+    """Raise ShapeError unless `x` is (B,), UsageError unless it is bool."""
+    per_sample(x, batch, name)
+    if x.dtype != torch.bool:
+        raise UsageError(f"{name} is {x.dtype}: give bool, such as {name}.bool()")
+
+
 def from_0_to_1(x: Tensor, name: str, hint: str) -> None:
     """Raise UsageError where a value of `x` is not from 0 to 1, or NaN.
 

@@ -21,7 +21,7 @@ from lora_prep.training.batch import (
     SliderInputs,
     Term,
 )
-from lora_prep.training.shapes import per_sample, same_shape
+from lora_prep.training.shapes import flags, same_shape
 
 __all__ = [
     "Countable",
@@ -213,7 +213,7 @@ class PriorPreservation:
     def weights(self, batch: LossBatch) -> Tensor:
         """1 for class images."""
         assert batch.is_prior is not None
-        per_sample(batch.is_prior, len(batch.pred), "is_prior")
+        flags(batch.is_prior, len(batch.pred), "is_prior")
         return batch.is_prior.float()
 
     def __call__(self, batch: LossBatch) -> PerSample:
@@ -315,7 +315,7 @@ def _instances(batch: LossBatch) -> Tensor:
     """1 for all but class images."""
     if batch.is_prior is None:
         return _ones(batch.pred)
-    per_sample(batch.is_prior, len(batch.pred), "is_prior")
+    flags(batch.is_prior, len(batch.pred), "is_prior")
     return 1 - batch.is_prior.float()
 
 

@@ -74,6 +74,7 @@ for wrong, message in (
     (lambda: training.LossSum({"m": training.Masked()}), "entry m is Masked("),
     (lambda: training.LossSum({"m": (1.0, training.Masked)}), "give a weight and a term, such as"),
     (lambda: training.LossSum({"m": (1.0, masked)}), "give a weight and a term, such as"),
+    (lambda: losses(replace(step, is_prior=step.is_prior.long())), "is_prior is torch.int64: give"),
     (lambda: losses(three), "is_prior is 3: give one value a sample"),
 ):
     try:

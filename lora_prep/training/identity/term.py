@@ -23,7 +23,7 @@ from lora_prep.training.identity.decode import Decode, decode_faces
 from lora_prep.training.identity.onnx_module import Recogniser
 from lora_prep.training.identity.reference import embed_faces
 from lora_prep.training.objectives import Objective
-from lora_prep.training.shapes import ShapeError
+from lora_prep.training.shapes import ShapeError, flags
 
 Weighting = Literal["none", "linear", "alpha_bar"]
 
@@ -57,6 +57,7 @@ class IdentityInputs:
         spread = (landmarks - landmarks.mean(1, keepdim=True)).abs().amax((1, 2))
         valid = torch.isfinite(landmarks).all(2).all(1) & (spread > 1e-3)
         if self.valid is not None:
+            flags(self.valid, len(landmarks), "valid")
             valid = valid & self.valid.cpu()
         object.__setattr__(self, "landmarks", landmarks)
         object.__setattr__(self, "valid", valid)
@@ -176,10 +177,13 @@ class IdentityTerm:
             rows = rows & (t <= limit)
         else:
             keep = t <= limit
-        if batch.is_prior is not None and batch.is_prior.device.type == "cpu":
-            rows = rows & ~batch.is_prior
-        elif batch.is_prior is not None:
-            keep = ~batch.is_prior if keep is None else keep & ~batch.is_prior
+        if batch.is_prior is not None:
+            flags(batch.is_prior, count, "is_prior")
+            instances = ~batch.is_prior
+            if instances.device.type == "cpu":
+                rows = rows & instances
+            else:
+                keep = instances if keep is None else keep & instances
         rows = self._in_the_image(rows, inputs, batch)
         return rows.nonzero().flatten().tolist(), None if keep is None else keep.float()
 
