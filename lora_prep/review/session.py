@@ -23,7 +23,7 @@ from lora_prep.decisions import Decision, Verdict
 from lora_prep.errors import DatasetError, ItemError
 from lora_prep.faces import FaceRecord, faces_path
 from lora_prep.masks import Margin
-from lora_prep.review.thumbnail import thumbnail
+from lora_prep.review.thumbnail import glimpse, thumbnail
 from lora_prep.types import Image, Issue, Json, Mask, Severity
 from lora_prep.validate.fix import MANIFEST, TRASH
 
@@ -109,11 +109,11 @@ class Session:
     def thumbnail(self, number: int) -> bytes:
         """The picture as a small JPEG file, dimmed where the mask ignores it, if there is one."""
         sample = self._sample(number)
-        image = imageio.decode_image(_bytes(self._reachable(sample.image)))
+        image = glimpse(_bytes(self._reachable(sample.image)))
         mask = None
         with suppress(ItemError):  # the page says what is wrong with it
             if (data := self._mask_file(sample)) is not None:
-                mask = _decoded(data, *image.shape[:2])
+                mask = _decoded(data, *self._size(sample))
         return thumbnail(image, mask)
 
     def mask(self, number: int) -> Version:

@@ -3,9 +3,11 @@
 import cv2
 import numpy as np
 from jaxtyping import UInt8
+from PIL import ImageOps
 
 from lora_prep import imageio
-from lora_prep.types import Image, Mask
+from lora_prep.imageio.decode import open_image
+from lora_prep.types import Image
 
 SIDE = 112
 """Longer side in pixels: twice what the list shows, for fine screens."""
@@ -14,8 +16,23 @@ DIMMED = 0.45
 """Brightness of what is ignored."""
 
 
-def thumbnail(image: Image, mask: Mask | None) -> bytes:
-    """A JPEG file. The mask has to be as large as the image; None: nothing is dimmed."""
+def glimpse(data: bytes) -> Image:
+    """The picture, upright; of a JPEG file one that is only large enough, for it is read faster.
+
+    Raises ItemError where it cannot be read.
+    """
+    picture, header = open_image(data)
+    if (header.format, header.mode) != ("JPEG", "RGB"):
+        return imageio.decode_image(data)
+    picture.draft("RGB", (2 * SIDE, 2 * SIDE))
+    try:
+        return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+    except OSError:  # damaged: says what is wrong with it
+        return imageio.decode_image(data)
+
+
+def thumbnail(image: Image, mask: UInt8[np.ndarray, "mask_height mask_width"] | None) -> bytes:
+    """A JPEG file. The mask has the image's shape, in whatever size; None: nothing is dimmed."""
     height, width = image.shape[:2]
     scale = min(1.0, SIDE / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))

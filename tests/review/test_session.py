@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image as PillowImage
 
 from lora_prep import decisions, imageio
 from lora_prep.dataset import Dataset
@@ -88,6 +89,25 @@ def test_the_image_is_turned_as_cameras_say_and_the_mask_with_it(data: Dataset) 
     assert session.size(0) == (80, 60)
     session.save(0, np.full((80, 60), 255, np.uint8), 0, 0, "none")
     assert on_disk(data, "a.png").shape == (80, 60)
+
+
+def test_the_thumbnail_of_a_camera_s_picture_is_upright(data: Dataset) -> None:
+    """Its right half is bright, and what of the top the mask trains."""
+    image = np.zeros((1200, 800, 3), np.uint8)
+    image[:, 400:] = 200
+    exif = PillowImage.Exif()
+    exif[0x0112] = 6
+    lying = PillowImage.fromarray(image).transpose(PillowImage.Transpose.ROTATE_90)
+    lying.save(data.images / "a.jpg", quality=95, exif=exif)
+    (data.images / "a.png").unlink()
+    mask = np.zeros((1200, 800), np.uint8)
+    mask[:600] = 255
+    (data.masks / "a.png").write_bytes(imageio.encode_mask(mask))
+    small = imageio.decode_image(Session(Dataset.at(data.images)).thumbnail(0)).astype(float)
+    assert small.shape == (112, 75, 3)
+    assert small[5:50, :30].max() < 20
+    assert small[5:50, 45:].mean() == pytest.approx(200, abs=3)
+    assert small[62:107, 45:].mean() == pytest.approx(90, abs=3)
 
 
 def test_an_image_without_a_mask_gets_one(data: Dataset) -> None:

@@ -344,6 +344,7 @@ function thumbnail(image) {
     const made = document.createElement("img");
     made.alt = "";
     made.loading = "lazy";
+    made.fetchPriority = "low";
     made.src = address(image, "");
     state.thumbnails.set(image.id, made);
   }
