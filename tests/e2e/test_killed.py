@@ -9,7 +9,7 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-KILLS = 8
+KILLS = 5
 
 
 def command(faces: Path) -> list[str]:
@@ -44,7 +44,7 @@ def test_killed_many_times(faces, tmp_path):
         found = {k: v for k, v in result(faces).items() if not k.startswith(".")}
         assert all(wanted[name] == data for name, data in found.items()), "a file is partial"
         unfinished += found.keys() != wanted.keys()
-    assert unfinished >= 3, "most kills came too late to interrupt anything"
+    assert unfinished >= 2, "most kills came too late to interrupt anything"
 
     subprocess.run(command(faces), check=False, capture_output=True)
     assert result(faces) == wanted, "the same bytes, and no part file is left"
@@ -57,7 +57,7 @@ def test_killed_many_times(faces, tmp_path):
 def test_nothing_is_done_twice(faces):
     """Between two kills no output is removed here, so each mask may be journalled only once."""
     moment = random.Random(11)
-    for _ in range(4):
+    for _ in range(3):
         process = subprocess.Popen(command(faces), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         time.sleep(moment.uniform(0.5, 2.5))
         process.send_signal(signal.SIGKILL)
