@@ -6,6 +6,7 @@ import pytest
 from lora_prep.errors import UsageError
 from lora_prep.training import from_config
 from lora_prep.training.trainer import config as run_config
+from lora_prep.training.trainer import slide
 from lora_prep.training.trainer.example import EXAMPLE
 from tests.training.trainer import made
 
@@ -102,3 +103,14 @@ def test_wherever_it_is_called_from_a_run_is_the_same_and_says_paths_as_its_file
     assert "written" not in written
     with pytest.raises(UsageError, match=r"no table \[written\]"):
         read('[model]\nbase = "m"\n[save]\nout = "o"\n[written]\n', tmp_path)
+
+
+def test_pairs_in_the_configurations_own_folder_have_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = SMALL + '[slider]\npairs = "."\n[losses.paired_slider]\n'
+    (tmp_path / "run.toml").write_text(text)
+    config = run_config.read(Path("run.toml"))
+    assert config.slider is not None
+    assert slide.record(config.slider).positive == f"{tmp_path.name}/positive"

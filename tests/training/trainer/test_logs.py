@@ -1,7 +1,10 @@
 """The log of a run: what is written, and what is made of a damaged one."""
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -52,3 +55,35 @@ def test_a_loss_that_is_no_number_is_written_down_before_it_stops(tmp_path: Path
     with pytest.raises(DatasetError, match="no longer a number at step 2"):
         writer.flush()
     assert logs.read(tmp_path)[1] == {"step": 2, "loss": "nan", "masked": "-inf"}
+
+
+def test_tensorboard_gets_every_value_and_no_step_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boards: list[Any] = []
+
+    class SummaryWriter:
+        """The part of torch's that is called; tensorboard itself is not needed to test with."""
+
+        def __init__(self, log_dir: str, purge_step: int) -> None:
+            self.log_dir, self.purge_step = log_dir, purge_step
+            self.scalars: list[tuple[str, float, int]] = []
+            self.flushed = 0
+            boards.append(self)
+
+        def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+            self.scalars.append((tag, scalar_value, global_step))
+
+        def flush(self) -> None:
+            self.flushed = len(self.scalars)
+
+    module = SimpleNamespace(SummaryWriter=SummaryWriter)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    writer = logs.Log(tmp_path, 2, 5, tensorboard=True)
+    for step in (6, 7):
+        writer.add(step, {"loss": torch.tensor(2.0), "masked": torch.tensor(1.0)}, lr=0.1)
+    writer.flush()
+    (board,) = boards
+    assert (board.log_dir, board.purge_step) == (str(tmp_path / "tensorboard"), 6)
+    assert board.scalars == [(n, v, s) for s in (6, 7) for n, v in (("loss", 2.0), ("masked", 1.0))]
+    assert board.flushed == 4

@@ -52,6 +52,11 @@ def weights(file: Path) -> dict[str, torch.Tensor]:
     return load_file(file)
 
 
+def plain(name: str) -> str:
+    """A weight's name without that of the adapter."""
+    return name.replace(".default", "")
+
+
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
@@ -73,6 +78,10 @@ def test_killed_and_resumed_equals_an_undisturbed_run(world: Path) -> None:
     last = [checkpoint.find(world / name)[-1] for name in ("whole", "killed")]
     for part in ("adapter", "average"):
         assert same(*(load_file(folder / f"{part}.safetensors") for folder in last))
+    saved = weights(resumed.files[0])  # the moving average, and not the last step's weights
+    average = load_file(last[1] / "average.safetensors")
+    assert all(torch.equal(saved[f"unet.{plain(n)}"], t) for n, t in average.items())
+    assert not same(average, load_file(last[1] / "adapter.safetensors"))
 
 
 def test_other_settings_do_not_go_on(world: Path) -> None:
