@@ -230,3 +230,20 @@ class TestBombs:
         assert "bomb.png" in result.output
         assert {p.name for p in (data / "copies").glob("*.png")} == {"i0.png", "i1.png"}
         assert "bomb.png" in lora_prep("validate", data, code=None).output
+
+    def test_files_of_gigabytes_are_not_read(self, data: Path, lora_prep: Command):
+        """Sparse ones, which take no room on the disk."""
+        with (data / "faces" / "huge.png").open("wb") as file:
+            file.truncate((1 << 30) + 1)
+        with (data / "embeddings.safetensors").open("wb") as file:
+            file.truncate((4 << 30) + 1)
+        tracemalloc.start()
+        try:
+            made = lora_prep("normalize", data / "faces", "--out", data / "copies", code=1)
+            checked = lora_prep("validate", data, "--json", code=1)
+            assert tracemalloc.get_traced_memory()[1] < 64 << 20
+        finally:
+            tracemalloc.stop()
+        assert "1,073,741,825 bytes are more than the limit" in made.output
+        assert "larger than 1 GiB" in checked.stdout
+        assert "4,294,967,297 bytes are more than the limit" in checked.stdout
