@@ -48,7 +48,10 @@ def test_json_holds_everything(lora_prep: Run) -> None:
     assert len(document["modules"]) == 24
     assert document["presets"][0]["verified"] is False
     assert document["for"]["ai-toolkit"]["exact"] is True
-    assert document["for"]["diffusion-pipe"]["value"] is None
+    assert document["for"]["kohya"]["value"] is None
+    assert (
+        "single_blocks" in document["for"]["diffusion-pipe"]["value"]["adapter"]["exclude_modules"]
+    )
     assert "not verified" in result.stderr
 
 
