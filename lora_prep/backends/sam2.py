@@ -2,8 +2,8 @@
 
 What `SAM2ImagePredictor` does, in three steps, so that only the model itself runs on the device's
 thread: `prepare` resizes (threads, ahead), `segment` runs encoder and decoder once a batch, and
-`finish` enlarges the logits to the image's size (threads, behind). The predictor loads the model;
-tests hold features and logits against its own.
+`finish` enlarges the logits to the image's size (threads, behind). Tests hold features, logits and
+masks against the predictor's own.
 """
 
 import contextlib
@@ -117,7 +117,7 @@ class Sam2Segmenter:
         self._on_cuda = self._device.startswith("cuda")
         self._bfloat16 = uses_bfloat16(spec.dtype, self._device)
         files = sam2_model.find(spec)
-        self._model = sam2_model.load(files, self._device).model
+        self._model = sam2_model.load_model(files, self._device)
         self._compiled = spec.compile
         if spec.compile:
             encoder = self._model.image_encoder

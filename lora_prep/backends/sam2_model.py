@@ -76,9 +76,11 @@ def find(spec: SegmenterSpec) -> Files:
     )
 
 
-def load(files: Files, torch_device: str) -> Any:
-    """A `SAM2ImagePredictor` with the model on the device, for images of the model's own size.
+def load_model(files: Files, torch_device: str) -> Any:
+    """The model, sam2's `SAM2Base`, on the device.
 
+    Without torchvision, which only `SAM2ImagePredictor` needs: it takes two thirds of the time
+    until the first mask of a small model.
     Raises BackendError where the files are damaged, do not fit together, or the configuration
     would run foreign code.
     """
@@ -88,12 +90,10 @@ def load(files: Files, torch_device: str) -> Any:
         warnings.simplefilter("ignore", FutureWarning)
         try:
             from sam2.build_sam import build_sam2
-            from sam2.sam2_image_predictor import SAM2ImagePredictor
 
             # Hydra takes a path with two slashes in front for one outside sam2's package.
             config = "/" + files.config.resolve().as_posix()
-            model = build_sam2(config, str(files.checkpoint), device=torch_device)
-            predictor = SAM2ImagePredictor(model)
+            return build_sam2(config, str(files.checkpoint), device=torch_device)
         except Exception as error:
             reason = " ".join(str(error).split())[:400] or type(error).__name__
             raise BackendError(
@@ -101,6 +101,18 @@ def load(files: Files, torch_device: str) -> Any:
                 "Either the file is damaged or no checkpoint of SAM2, or it belongs to another "
                 "configuration: give that with --sam2-config"
             ) from error
+
+
+def load(files: Files, torch_device: str) -> Any:
+    """A `SAM2ImagePredictor` with the model on the device, for images of the model's own size.
+
+    What others ask SAM2 by; benchmarks and tests hold lora-prep's own steps against it. Raises
+    BackendError as `load_model` does.
+    """
+    from sam2.sam2_image_predictor import SAM2ImagePredictor
+
+    model = load_model(files, torch_device)
+    predictor = SAM2ImagePredictor(model)
     # The predictor's own values fit models for 1024 pixels only.
     predictor._bb_feat_sizes = [(model.image_size // stride,) * 2 for stride in (4, 8, 16)]
     return predictor
