@@ -94,11 +94,11 @@ def main() -> None:
         for name, (losses, priors) in RUNS.items():
             rows[name] = toy.train(losses, steps=arguments.steps, priors=priors)
             print(f"{name}: done", file=sys.stderr)
+        slides = {"untrained": toy.slide(None), "pairs": toy.slide(toy.slider(arguments.steps))}
     for name, peer, figure in COMPARED:
         mine, theirs = (getattr(rows[run], figure) for run in (name, peer))
         what = f"{name}: {figure.replace('_', ' ')} after {arguments.steps} steps"
-        record("what losses do", what, "RMS, less is better", mine, peer, theirs)
-        slides = {"untrained": toy.slide(None), "pairs": toy.slide(toy.slider(arguments.steps))}
+        record("what losses do", what, "squared error, less is better", mine, peer, theirs)
     width = slides["pairs"][-1] - slides["pairs"][0]
     what = f"slider from pairs: way from -1 to 1 after {arguments.steps} steps"
     record("what losses do", what, "of the pairs' distance", width, "asked for", 1.0)
