@@ -74,7 +74,7 @@ class Manifest:
             then, digest, found = json.loads(line)
             if then != stamps:
                 return None
-            return Result(Digest(*digest), tuple((str(c), str(p), str(m)) for c, p, m in found))
+            return Result(_digest(*digest), tuple((str(c), str(p), str(m)) for c, p, m in found))
         except (ValueError, TypeError, RecursionError):
             return None
 
@@ -140,6 +140,16 @@ def issues(result: Result, checks: Mapping[str, Check[Pair]]) -> Iterator[Issue]
     for code, path, message in result.found:
         if check := checks.get(code):
             yield Issue(code, check.severity, path, message, check.fix)
+
+
+def _digest(image: Json, hashed: Json, mask: Json, coverage: Json, drifts: Json) -> Digest:
+    """What `_line` wrote; raises ValueError on values of other kinds, which it never writes."""
+    hash_fits = hashed is None or (type(hashed) is int and 0 <= hashed < 1 << 64)
+    coverage_fits = coverage is None or (type(coverage) is float and 0 <= coverage <= 1)
+    texts = isinstance(image, str) and (mask is None or isinstance(mask, str))
+    if not (hash_fits and coverage_fits and texts and (drifts is None or type(drifts) is bool)):
+        raise ValueError("not what was remembered")
+    return Digest(image, hashed, mask, coverage, drifts)
 
 
 def _head(settings: str) -> bytes:

@@ -2,6 +2,8 @@
 
 import json
 import struct
+import subprocess
+import sys
 import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
@@ -17,9 +19,10 @@ from lora_prep import imageio
 from lora_prep.dataset import Dataset
 from lora_prep.errors import DatasetError, ItemError
 from lora_prep.journal import hash_file
+from lora_prep.validate import manifest as validate_manifest
 from lora_prep.validate.fix import undo
 from tests.test_run import by_content
-from tools.faults.cases import make
+from tools.faults.cases import make, picture
 
 Command = Callable[..., object]
 
@@ -188,6 +191,48 @@ class TestJournal:
         (data / "in" / "a.txt").write_text("y")
         assert by_content(data).exit_code == 0
         assert [path.name for path in (data / "out").iterdir()] == ["a-Y.txt"]
+
+
+class TestChecked:
+    """What `validate` remembers of files that have not changed, written by somebody else."""
+
+    SCRIPT = """
+import sys
+from lora_prep.validate import manifest
+manifest.SETTLED_NS = 0  # the files were written just now
+from lora_prep.cli import main
+main(["validate", sys.argv[1], "--deep", "--json"])
+"""
+    WRONG: tuple[tuple[int, object], ...] = (
+        *((0, value) for value in (None, 3)),
+        *((1, value) for value in ("x", -1, 2**70, 1.5, [1])),
+        *((2, value) for value in (3, {})),
+        *((3, value) for value in ("x", float("nan"), -1.0)),
+        (4, "x"),
+    )
+    """Which value of a line (image, hash, mask, coverage, drifts), and what is there instead."""
+
+    def validate(self, data: Path) -> tuple[int, str]:
+        """In a process of its own, where types are not checked as they are in tests."""
+        command = [sys.executable, "-c", self.SCRIPT, data]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout
+
+    def test_values_of_other_kinds_are_looked_up_again(self, data: Path):
+        for number in range(2, len(self.WRONG)):  # fewer are not compared with one another
+            (data / "faces" / f"i{number}.png").write_bytes(picture(number))
+            mask = (data / "masks" / "i0.png").read_bytes()
+            (data / "masks" / f"i{number}.png").write_bytes(mask)
+        first = self.validate(data)
+        known = data / ".lora-prep" / validate_manifest.FILE_NAME
+        changed, *lines = known.read_text().splitlines()
+        for line, (place, value) in zip(lines, self.WRONG, strict=True):
+            name, _, rest = line.partition("\t")
+            stamps, values, found = json.loads(rest)
+            values[place] = value
+            changed += f"\n{name}\t{json.dumps([stamps, values, found])}"
+        known.write_text(changed + "\n")
+        assert self.validate(data) == first
 
 
 class TestBombs:
