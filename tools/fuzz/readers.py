@@ -18,12 +18,19 @@ from typing import Any
 import numpy as np
 
 from lora_prep import decisions, imageio
+from lora_prep.dataset import Dataset
 from lora_prep.embeddings import Embeddings, read_embeddings
 from lora_prep.errors import LoraPrepError
+from lora_prep.export import manifest as export
 from lora_prep.faces import FaceRecord
 from lora_prep.imageio import pngmask
 from lora_prep.journal import NOT_AN_ENTRY, Entry, Journal, Stamp
 from lora_prep.types import Face, Status
+from lora_prep.validate import WHOLE_CHECKS, trash
+from lora_prep.validate import manifest as checked
+from lora_prep.validate.listing import Listing
+from lora_prep.validate.pair import Reading
+from lora_prep.validate.whole import Whole
 
 MAX_PIXELS = 100_000
 
@@ -108,6 +115,27 @@ def _decisions() -> list[bytes]:
     return [json.dumps({"schema": 1, "images": {"i.png": value}}).encode()]
 
 
+def _checked() -> list[bytes]:
+    """Lines of thirteen pairs: fewer are not compared with one another."""
+    head = json.dumps({"lora-prep": checked.Manifest.open(None, Reading()).settings})
+    lines = [head]
+    for number in range(13):
+        values = [f"faces/{number}.png", 7 + (number << 40), f"masks/{number}.png", 0.25, False]
+        line = [[[f"{number}.png", 3, 1, 2, 3]], values, [["I001", "faces/i.png", "damaged"]]]
+        lines.append(f"{number}.png\t{json.dumps(line)}")
+    return ["\n".join([*lines, ""]).encode()]
+
+
+def _moves() -> list[bytes]:
+    return [b'{"code": "P002", "from": "masks/a.png", "to": ".lora-prep/trash/1/masks/a.png"}\n']
+
+
+def _exports() -> list[bytes]:
+    entry = export.Entry("a" * 64, "b" * 64, (3, 4), linked=True, source="/data/i.png")
+    about = {"configurations": ["train.toml"], "folders": {"i": 1}}
+    return [export.Manifest("kohya", {"img/i.png": entry}, about=about).to_bytes()]
+
+
 def _configurations() -> list[bytes]:
     return [
         b'[dataset]\nimages = "data/faces"\nmasks = "data/masks"\nrecursive = true\n',
@@ -174,6 +202,24 @@ def _journal(path: Path) -> None:
             assert journal.get(entry.key) == entry
 
 
+def _remembered(path: Path) -> None:
+    """What `validate` believes of its last run, and makes of it."""
+    folder = path.parent / "faces"
+    if not folder.exists():
+        folder.mkdir()
+        (folder / "0.png").write_bytes(_pictures()[0])
+    whole = Whole(Listing.of(Dataset.at(folder)))
+    manifest = checked.Manifest.open(path, Reading())
+    for name, line in manifest.known.items():
+        stamps = None
+        with suppress(ValueError, TypeError, RecursionError):  # as they would have to be
+            stamps = json.loads(line)[0]
+        if result := manifest.get(name, stamps):
+            whole.add(result.digest)
+    for check in WHOLE_CHECKS:
+        list(check.find(whole))
+
+
 def _configuration(path: Path) -> None:
     from click import Context
 
@@ -210,6 +256,11 @@ READERS = {
     "journal": Reader(_in_a_file("masks.jsonl", _journal), _lines),
     "faces": Reader(FaceRecord.from_bytes, _records, (KeyError, TypeError, ValueError)),
     "decisions": Reader(_in_a_file("review.json", decisions._load), _decisions),
+    "checked": Reader(_in_a_file(checked.FILE_NAME, _remembered), _checked),
+    "trash": Reader(_in_a_file(trash.MANIFEST, trash._moved), _moves),
+    "export": Reader(
+        _in_a_file(export.MANIFEST, lambda path: export.Manifest.read(path.parent)), _exports
+    ),
     "config": Reader(_in_a_file("lora-prep.toml", _configuration), _configurations),
     "lora-header": Reader(_in_a_file("h.safetensors", _header), _loras, mend=_mended_safetensors),
     "lora": Reader(_in_a_file("lora.safetensors", _lora), _loras, mend=_mended_safetensors),
