@@ -330,7 +330,7 @@ def _check_same_style(loras: Sequence[Lora]) -> None:
         listed = "; ".join(f"{path}: {style}" for style, path in styles.items())
         raise UsageError(
             f"the files name their modules in different ways ({listed}): nothing reads a file with "
-            "both. Convert one of them first"
+            "both. `lora-prep train` writes a LoRA in each of [save] namings; else convert one"
         )
     if len(known) > 1:
         listed = ", ".join(f"{path} is for {family}" for family, path in known.items())
