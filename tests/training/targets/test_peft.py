@@ -10,6 +10,7 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import check_target_module_exists
 
 from lora_prep.training.targets import PRESETS, meta, resolve, select
+from tests.training.targets.tiny_models import tiny
 
 INJECTED = {
     "flux1-dev": "double.1.attn,single.1",
@@ -66,63 +67,6 @@ def test_peft_matches_what_is_listed(model: str) -> None:
         assert found == set(selection.modules), expression
 
 
-def unet(**changes: Any) -> Any:
-    from diffusers import UNet2DConditionModel
-
-    shared = {"sample_size": 16, "norm_num_groups": 4, "layers_per_block": 2}
-    shared |= {"attention_head_dim": 4, "cross_attention_dim": 16}
-    return UNet2DConditionModel(
-        **shared | {"attention_head_dim": 4, "cross_attention_dim": 16} | changes
-    )
-
-
-def tiny(model: str) -> tuple[Any, dict[str, Any]]:
-    """A model with the real names and numbers of blocks, a few units wide; and its inputs."""
-    from diffusers import Flux2Transformer2DModel, FluxTransformer2DModel
-
-    torch.manual_seed(0)
-    text, steps = torch.randn(1, 3, 16), torch.tensor([1])
-    image = {"sample": torch.randn(1, 4, 16, 16), "timestep": steps, "encoder_hidden_states": text}
-    if model == "sd15":
-        return unet(block_out_channels=(8, 8, 8, 8)), image
-    if model == "sdxl":
-        config = meta.public_config("sdxl")
-        names = (
-            "down_block_types",
-            "up_block_types",
-            "addition_embed_type",
-            "use_linear_projection",
-        )
-        module = unet(
-            **{name: config[name] for name in names},
-            block_out_channels=(8, 8, 8),
-            transformer_layers_per_block=(1, 2, 10),
-            addition_time_embed_dim=4,
-            projection_class_embeddings_input_dim=16 + 6 * 4,
-        )
-        added = {"text_embeds": torch.randn(1, 16), "time_ids": torch.zeros(1, 6)}
-        return module, image | {"added_cond_kwargs": added}
-    shared = {"attention_head_dim": 8, "num_attention_heads": 2, "joint_attention_dim": 16}
-    packed = {"hidden_states": torch.randn(1, 4, 8), "encoder_hidden_states": text}
-    packed["timestep"] = torch.tensor([0.5])
-    if model == "flux1-dev":
-        module = FluxTransformer2DModel(
-            in_channels=8, pooled_projection_dim=6, axes_dims_rope=(2, 2, 4), **shared
-        )
-        ids = {"img_ids": torch.zeros(4, 3), "txt_ids": torch.zeros(3, 3)}
-        return module, packed | ids | {"pooled_projections": torch.randn(1, 6)}
-    module = Flux2Transformer2DModel(
-        in_channels=8,
-        num_layers=8,
-        num_single_layers=24,
-        timestep_guidance_channels=8,
-        axes_dims_rope=(2, 2, 2, 2),
-        guidance_embeds=False,
-        **shared,
-    )
-    return module, packed | {"img_ids": torch.zeros(4, 4), "txt_ids": torch.zeros(3, 4)}
-
-
 LEARNING = [
     ("sd15", "up.1.attentions.1"),
     ("sd15", "mid,down.0.attn"),
@@ -134,6 +78,14 @@ LEARNING = [
     ("klein-9b", "klein-9b:recipe-style"),
     ("klein-9b", "klein-9b:recipe-content"),
     ("klein-9b", "double.1.ff,single.1"),
+    ("klein-4b", "double.1.attn,single.11"),
+    ("flux2-dev", "double.1.ff,single.10,single.1"),
+    ("sd3", "block.1,block.10"),
+    ("sd35-medium", "block[0:2].attn2,block.11"),
+    ("sd35-large", "block.1,block.11.ff"),
+    ("qwen-image", "block.1,block.10.attn"),
+    ("wan21-1.3b", "block.1,block.11.attn"),
+    ("wan21-14b", "block.3.ff,block.30"),
 ]
 
 
@@ -144,7 +96,8 @@ def test_only_the_selected_modules_learn(model: str, expression: str) -> None:
     assert selection.blocks == select(resolve(model), expression).blocks
     adapt(module, selection.peft_regex())
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    loss = module(**inputs).sample.square().mean() * 1e3
+    (output,) = module(**inputs, return_dict=False)
+    loss = output.square().mean() * 1e3
     loss.backward()
     trained = [p for p in module.parameters() if p.requires_grad]
     torch.optim.AdamW(trained, lr=0.1).step()
