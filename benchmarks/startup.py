@@ -4,7 +4,7 @@ Each is a process of its own, in turn: Python that does nothing, Python that imp
 the help of one command, and `lora-prep`. Wall and CPU milliseconds, medians.
 """
 
-import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -40,11 +40,12 @@ CONTENDERS: dict[str, Sequence[str]] = {
 
 def spent(arguments: Sequence[str]) -> tuple[float, float]:
     """Wall and CPU milliseconds of one process."""
-    before, started = os.times(), time.perf_counter()
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run([sys.executable, *arguments], capture_output=True, check=False)
-    wall, after = time.perf_counter() - started, os.times()
-    cpu = after.children_user + after.children_system
-    return wall * 1000, (cpu - before.children_user - before.children_system) * 1000
+    wall = time.perf_counter() - started
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return wall * 1000, cpu * 1000
 
 
 @click.command()
