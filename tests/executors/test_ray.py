@@ -22,12 +22,15 @@ COUNT = 80
 MACHINE = {"num_cpus": 1, "num_gpus": 1, "object_store_memory": MEMORY}
 """The GPU is one in name: Ray hands it out, and the stage does not use it."""
 
+NOTICED = {"health_check_period_ms": 500, "health_check_failure_threshold": 3}
+"""A machine that refuses to answer is lost in two seconds; one that is slow has 10 each time."""
+
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for the stage, which lies among the tests
-    head = {**MACHINE, "include_dashboard": False}
+    head = {**MACHINE, "include_dashboard": False, "_system_config": NOTICED}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     yield cluster
     ray.shutdown()
@@ -76,5 +79,5 @@ def test_a_machine_is_lost_and_nothing_else(tmp_path: Path, cluster: Cluster) ->
     lines = (there / ".lora-prep/hazards.jsonl").read_text().splitlines()
     assert Counter(json.loads(line)["key"] for line in lines).most_common(1)[0][1] == 1
     assert done_before[0] < COUNT - 16, "the machine was lost while there was much to do"
-    again = run(stage, there, executor=executor)
+    again = run(stage, there, executor=LocalExecutor(1))  # the same stage by another one
     assert again.counts == {Status.FRESH: COUNT - 1, Status.FAILED: 1}
