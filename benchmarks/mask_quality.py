@@ -149,7 +149,7 @@ def with_lora_prep(models: str, data: Dataset, pictures: Sequence[Picture]) -> M
                 _read(data.sample(name).mask, picture)
                 for name, picture in zip(names(len(pictures)), pictures, strict=True)
             ]
-            for path in data.masks.iterdir():
+            for path in data.masks.glob("*"):  # may not be there
                 path.unlink()
     return made
 
