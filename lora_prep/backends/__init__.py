@@ -263,7 +263,7 @@ def recogniser_card(spec: RecogniserSpec) -> RecogniserCard:
     """What is known of a recogniser: name, weights, alignment, licence, threshold.
 
     Loads no model; where one has to be downloaded first, this downloads it. Raises BackendError
-    where it is not to be had.
+    where it is not to be had, in a dry run NotHere.
     """
     match spec.name:
         case "arcface":
@@ -280,7 +280,12 @@ def recogniser_card(spec: RecogniserSpec) -> RecogniserCard:
 
 def recogniser_identity(spec: RecogniserSpec) -> str:
     """Like `detector_identity`, for a recogniser."""
-    return recogniser_card(spec).identity
+    from lora_prep.backends.weights import NotHere
+
+    try:
+        return recogniser_card(spec).identity
+    except NotHere:
+        return f"{spec.name} {spec.model} is not here"
 
 
 def default_batch_size(spec: SegmenterSpec) -> int:

@@ -59,6 +59,8 @@ class PipelineSpec:
     """One of SCHEDULERS; None = the model's own."""
     offload: bool = False
     """Keep only the part on the device that is at work."""
+    here: bool = True
+    """False in a dry run whose model is not on this machine: then `folder` is its hub id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,8 @@ class Painter(Protocol):
 def find(model: str) -> Path:
     """The folder of a pipeline, given by folder or hub id; downloaded where it is missing.
 
-    Raises BackendError where it is not to be had, within seconds if the hub cannot be reached.
+    Raises BackendError where it is not to be had, within seconds if the hub cannot be reached;
+    in a dry run NotHere, since that downloads nothing (`weights.no_downloads`).
     """
     given = Path(model).expanduser()
     if given.is_dir():
@@ -146,6 +149,7 @@ def _downloaded(model: str) -> Path:
 
     advice = ADVICE.format(model=model)
     missing = f"the model {model} is not (or not wholly) in {constants.HF_HUB_CACHE}"
+    weights.refuse_in_a_plan(model, missing)
     if constants.HF_HUB_OFFLINE:
         raise BackendError(f"{missing}, and HF_HUB_OFFLINE forbids to download it. {advice}")
     url = huggingface_hub.hf_hub_url(model, INDEX)

@@ -89,8 +89,8 @@ def no_downloads() -> Iterator[list[str]]:
         _planning.reset(before)
 
 
-def _refuse_in_a_plan(model: str, missing: str) -> None:
-    """Raise NotHere where nothing may be downloaded."""
+def refuse_in_a_plan(model: str, missing: str) -> None:
+    """Raise NotHere where nothing may be downloaded: to be called before every download."""
     listed = _planning.get()
     if listed is None:
         return
@@ -141,7 +141,7 @@ def hub_file(repo: str, filename: str, advice: str, *, expected: str | None = No
     from huggingface_hub import constants
 
     missing = f"{repo}/{filename} is not in {constants.HF_HUB_CACHE}"
-    _refuse_in_a_plan(repo, missing)
+    refuse_in_a_plan(repo, missing)
     if constants.HF_HUB_OFFLINE:
         raise BackendError(f"{missing}, and HF_HUB_OFFLINE forbids to download it. {advice}")
     own_limit = os.environ.get("HF_HUB_ETAG_TIMEOUT")
@@ -244,7 +244,7 @@ def fetch_pack(name: str) -> Path:
     licenses.require(name)
     folder = pack_folder(name)
     if not folder.is_dir():
-        _refuse_in_a_plan(name, f"insightface's pack {name} is not in {folder.parent}")
+        refuse_in_a_plan(name, f"insightface's pack {name} is not in {folder.parent}")
         _download_pack(name, folder.parent)
     return with_onnx_files(folder)
 

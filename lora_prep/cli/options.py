@@ -70,11 +70,12 @@ def _without_downloads(command: Callable[[], Any]) -> Any:
         finally:
             if missing:
                 names = {model.repo: model.name for model in catalogue.MODELS.values()}
-                listed = ", ".join(names.get(model, model) for model in missing)
+                listed = [names.get(model, model) for model in missing]
+                pulled = all(name in catalogue.MODELS for name in listed)
+                does = "`lora-prep models pull` does" if pulled else "the run itself will"
                 click.echo(
-                    f"not here yet: {listed}. A dry run downloads nothing "
-                    "(`lora-prep models pull` does), so what other models made cannot be told "
-                    "from what this one did",
+                    f"not here yet: {', '.join(listed)}. A dry run downloads nothing ({does}), so "
+                    "what other models made cannot be told from what this one did",
                     err=True,
                 )
 

@@ -222,6 +222,7 @@ def _drawn(
 ) -> Any:
     from lora_prep import priors
     from lora_prep.backends import diffusers_pipeline as backend
+    from lora_prep.backends import weights
     from lora_prep.stages.priors import DrawPriors
 
     if not (class_name or "").strip():
@@ -234,14 +235,21 @@ def _drawn(
     backend.require_diffusers()
     if model is None:
         _say(f"model: {backend.DEFAULT_MODEL}; give --model if you will train another one")
-    about = backend.Description(backend.find(model or backend.DEFAULT_MODEL))
-    width, height = _size(size) if size else (about.size, about.size)
-    sampling = backend.Sampling(width, height, steps or about.steps, guidance, negative_prompt)
-    about.check(sampling)
+    model, here = model or backend.DEFAULT_MODEL, True
+    width, height = _size(size) if size else (0, 0)
+    try:
+        about = backend.Description(backend.find(model))
+        if not size:
+            width = height = about.size
+        sampling = backend.Sampling(width, height, steps or about.steps, guidance, negative_prompt)
+        about.check(sampling)
+    except weights.NotHere:  # a dry run: what the model decides stays open
+        about, here = backend.Description(Path(model)), False
+        sampling = backend.Sampling(width, height, steps or 0, guidance, negative_prompt)
     return DrawPriors(
         place.out,
         place.root,
-        backend.PipelineSpec(about.folder, device, dtype, scheduler, offload),
+        backend.PipelineSpec(about.folder, device, dtype, scheduler, offload, here),
         sampling,
         lines,
         count=count,
@@ -307,6 +315,9 @@ def _announce(stage: Any, place: Place, keys: set[str]) -> None:
     if more > 0:
         _say(f"{more} more than asked for are in {place.out}: trainers use them all")
     if not to_make:
+        return
+    if not stage.pipeline.here:
+        _say(f"to make: {to_make} images; what they cost depends on the model, which is not here")
         return
     size = (sampling.width, sampling.height)
     _say(f"to make: {priors.cost(to_make, sampling.steps, *size, suffix)}")

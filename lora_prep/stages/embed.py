@@ -74,7 +74,7 @@ class EmbedFaces:
         return {
             "stage": "embed/1",
             "detector": self.detector_identity,
-            "recogniser": self.card.identity,
+            "recogniser": backends.recogniser_identity(self.recogniser),
         }
 
     @cached_property

@@ -59,10 +59,11 @@ class DrawPriors:
     def settings(self) -> dict[str, Json]:
         """All that changes an image; not the device and the batch size, nor how many there are."""
         detector = self.require_face and backends.detector_identity(self.require_face)
-        sampling = self.sampling
+        sampling, folder = self.sampling, self.pipeline.folder
+        known = self.pipeline.here
         return {
             "stage": "priors/1",
-            "model": Description(self.pipeline.folder).identity(),
+            "model": Description(folder).identity() if known else f"{folder} is not here",
             "dtype": self.pipeline.dtype,
             "scheduler": self.pipeline.scheduler,
             "prompts": list(self.prompts),

@@ -219,6 +219,7 @@ class TestDryRun:
             (("masks", "--preset", "fast", "--detector", "cascade"), TINY),
             (("masks", "--preset", "fast", "--accept-license"), f"buffalo_sc, {TINY}"),
             (("detect", "--detector", "yunet"), "yunet"),
+            (("embed", "--recogniser", "sface", "--detector", "yunet"), "yunet, sface"),
         ],
     )
     def test_the_plan_is_made_without_the_models(self, server, images, lora_prep, options, named):
@@ -228,12 +229,14 @@ class TestDryRun:
         assert f"not here yet: {named}. A dry run downloads nothing" in result.stderr
         assert server.requests == []
 
-    def test_a_command_that_cannot_plan_without_them_says_so(self, server, images, lora_prep):
-        result = lora_prep(
-            "embed", images, "--recogniser", "sface", "--detector", "yunet", "--dry-run", code=2
-        )
-        assert "a dry run downloads nothing" in result.stderr
+    def test_class_images_are_planned_without_the_pipeline(self, server, images, lora_prep):
+        options = ("--class", "a person", "-n", 3, "--model", "some/pipeline", "--require-face")
+        result = lora_prep("priors", images, *options, "--detector", "yunet", "--dry-run")
+        assert "would be: 3 to make" in result.stdout
+        assert "to make: 3 images; what they cost depends on the model" in result.stderr
+        assert "not here yet: some/pipeline, yunet. A dry run downloads nothing" in result.stderr
         assert server.requests == []
+        assert not (images.parent / "priors").exists()
 
     def test_what_is_here_needs_no_notice(self, server, images, lora_prep):
         lora_prep("models", "pull", TINY)
