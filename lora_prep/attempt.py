@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Generic
 
 from lora_prep import imageio
+from lora_prep.batching import BatchSize
 from lora_prep.dataset import CAPTION_SUFFIX, STATE_FOLDER
 from lora_prep.errors import ItemError, OutOfMemory
 from lora_prep.journal import Entry, Stamp, hash_file
@@ -75,8 +76,7 @@ class Attempt:
         self.force = force
         self.token = imageio.new_token()
         self._settings = _digest(dict(stage.settings()))
-        self._most = self._fits = stage.batch_size
-        """The largest batch wanted, and the largest that the device's memory seems to hold."""
+        self._batch = BatchSize(stage.batch_size)
 
     def twin(self) -> "Attempt":
         """The same for another worker: no part file of one has the name of another's.
@@ -85,6 +85,7 @@ class Attempt:
         """
         twin = copy(self)
         twin.token = f"{self._family}-{secrets.token_hex(4)}"
+        twin._batch = BatchSize(self._batch.most)
         return twin
 
     @property
@@ -131,25 +132,23 @@ class Attempt:
     def compute(
         self, worker: Worker[Any, Any], batch: Sequence[Checked[Any]]
     ) -> list[tuple[Checked[Any], Any]]:
-        """Run the model on a batch, in parts where the device's memory asks for it.
-
-        What was too large is halved, and from then on no batch is larger than the half, unless
-        the cause was one item that is too large even alone.
-        """
-        if len(batch) > (size := self._fits):
-            parts = [batch[i : i + size] for i in range(0, len(batch), size)]
-            return [pair for part in parts for pair in self.compute(worker, part)]
-        try:
-            with _naming(*(c.task.item for c in batch)):
-                results = worker.compute([c.loaded for c in batch])
-        except OutOfMemory as error:
-            if len(batch) == 1:
-                self._fits = self._most
+        """Run the model on a batch, in parts where the device's memory asks for it."""
+        computed: list[tuple[Checked[Any], Any]] = []
+        while part := batch[len(computed) :][: self._batch.size]:
+            try:
+                with _naming(*(c.task.item for c in part)):
+                    results = worker.compute([c.loaded for c in part])
+            except OutOfMemory as error:
+                if len(part) > 1:
+                    self._batch.failed(len(part))
+                    continue
+                self._batch.failed_alone()
                 reason = ItemError(f"{error}, even for this image alone", code="out-of-memory")
-                return [(batch[0], reason)]
-            self._fits = -(-len(batch) // 2)
-            return self.compute(worker, batch)
-        return list(zip(batch, results, strict=True))
+                results = [reason]
+            else:
+                self._batch.went_well(len(part))
+            computed += zip(part, results, strict=True)
+        return computed
 
     def save(self, worker: Worker[Any, Any], checked: Checked[Any], computed: Any) -> Finished:
         """Encode an item's result and write it as part files beside the final paths."""

@@ -1,5 +1,6 @@
 """The runner's promises, seen through a small stage over text files and the local executor."""
 
+import logging
 import os
 import signal
 import threading
@@ -7,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -253,7 +255,7 @@ def test_out_of_memory_halves_the_batch_and_no_result_changes(tmp_path):
     report, stage = shout(tmp_path, batch_size=5, fits=2)
     assert report.counts == Counter({Status.DONE: 7})
     assert outputs(tmp_path) == {name: text.upper() for name, text in texts.items()}
-    assert [len(b) for b in stage.calls.batches] == [5, 3, 2, 1, 2, 2], "what fits is remembered"
+    assert [len(b) for b in stage.calls.batches] == [5, 3, 2, 2, 1, 2], "what fits is remembered"
 
 
 def test_out_of_memory_on_a_single_item_fails_that_item(tmp_path):
@@ -274,6 +276,41 @@ def test_one_item_too_large_for_the_memory_makes_no_later_batch_smaller(tmp_path
     report, stage = shout(tmp_path, batch_size=4, on_compute=fill)
     assert [o.key for o in report.problems] == ["in/b.txt"]
     assert [len(b) for b in stage.calls.batches] == [4, 2, 1, 1, 2, 4]
+
+
+@pytest.fixture
+def heard(caplog, monkeypatch) -> pytest.LogCaptureFixture:
+    """What lora-prep says, though a command of another test may have taken the logger over."""
+    monkeypatch.setattr(logging.getLogger("lora_prep"), "propagate", True)
+    return caplog
+
+
+def test_one_item_that_fits_only_alone_makes_later_batches_smaller_for_a_while(tmp_path, heard):
+    write(tmp_path, **{f"n{i:02}": "huge" if i == 1 else "x" for i in range(48)})
+
+    def fill(batch):
+        if "huge" in batch and len(batch) > 1:
+            raise OutOfMemory("no room")
+
+    report, stage = shout(tmp_path, batch_size=8, on_compute=fill)
+    assert report.counts == Counter({Status.DONE: 48})
+    sizes = [len(b) for b in stage.calls.batches]
+    assert sizes[:8] == [8, 4, 2, 1, 1, 1, 1, 2]
+    assert sizes[-2:] == [8, 8]
+    (record,) = heard.records
+    wanted = "out of memory at a batch of 8: going on with 1, and with more once that goes well"
+    assert record.message.startswith(wanted)
+
+
+def test_a_memory_that_is_too_small_is_tried_again_ever_less_often(tmp_path, heard):
+    write(tmp_path, **{f"n{i:03}": "x" for i in range(300)})
+    report, stage = shout(tmp_path, batch_size=4, fits=2)
+    assert report.counts == Counter({Status.DONE: 300})
+    failed = [k for k, b in enumerate(stage.calls.batches) if len(b) > 2]
+    assert 3 < len(failed) < 8
+    gaps = [after - before for before, after in pairwise(failed)]
+    assert all(after > 1.5 * before for before, after in pairwise(gaps))
+    assert len(heard.records) == 1
 
 
 def test_a_setting_that_some_items_depend_on_makes_only_those_again(tmp_path):
