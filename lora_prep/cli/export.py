@@ -177,7 +177,8 @@ def command(
     and TRAIN.md with the command and with what the trainer cannot do. Nothing in the data set is
     changed. Images are written anew only where trainers would disagree about them (EXIF, colour
     profiles, alpha, other formats). Images whose mask is missing, damaged or of another size are
-    left out, and said so. Run again, it brings OUT up to date.
+    left out, and said so; what is left out of a slider's pair takes the other half with it. Run
+    again, it brings OUT up to date.
     """
     if out is None:
         raise click.UsageError("give the folder to write to: --out DIR")
@@ -194,7 +195,7 @@ def command(
 
     negative = None
     if folder := settings.pop("pairs"):
-        Pairs.at(folder)  # raises where a side is missing
+        Pairs.at(folder, recursive=settings["recursive"])  # raises where a side is missing
         images, negative = folder / POSITIVE, folder / NEGATIVE
     plan = _plan(options.required(images), trainer, out, {**settings, "negative": negative})
     report = _run(export, plan, dry_run=dry_run, force=force, hidden=quiet or as_json)
@@ -252,7 +253,7 @@ def _plan(images: Path, trainer: str, out: Path, settings: Mapping[str, Any]) ->
         places=where,
         dataset=dataset,
         augmented=augmented,
-        negative=Dataset.at(negative) if negative else None,
+        negative=Dataset.at(negative, recursive=dataset.recursive) if negative else None,
         priors=priors,
         masked=not given.pop("no_masks") and not negative,
         buckets=not given.pop("no_buckets"),

@@ -1,10 +1,12 @@
 """Read an export back as the trainer would: keys, files, masks."""
 
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from lora_prep.dataset import is_image
 from lora_prep.errors import LoraPrepError
 from lora_prep.export import schema
 from lora_prep.export.about import About
@@ -12,6 +14,7 @@ from lora_prep.export.about import about as read_about
 from lora_prep.export.configs import parse
 from lora_prep.export.manifest import Manifest, has_hash
 from lora_prep.export.recipe import Shape
+from lora_prep.pairs import NEGATIVE
 from lora_prep.trainers import open_view
 from lora_prep.trainers.view import View
 
@@ -46,7 +49,14 @@ def check(out: Path) -> Checked:
         elif name not in about.configs and not has_hash(path, {entry.sha256}):
             found.problems.append(f"{name} is not as it was exported: export again (--force)")
     found.problems += _configs(out, about)
-    _see(found, open_view(trainer, about.layout(out)), about)
+    layout, shape = about.layout(out), about.shape
+    _see(found, open_view(trainer, layout), shape, about.images)
+    halves = [name for name in manifest.files if name.startswith(f"{NEGATIVE}/")]
+    if halves:
+        images = tuple(PurePosixPath(name).name for name in halves if is_image(name))
+        shape, layout = replace(shape, images=NEGATIVE), replace(layout, images=out / NEGATIVE)
+        _see(found, open_view(trainer, layout), shape, images)
+        found.problems += _unpaired(about.images, images)
     return found
 
 
@@ -77,8 +87,13 @@ def _configs(out: Path, about: About) -> list[str]:
     return found
 
 
-def _see(found: Checked, view: View, about: About) -> None:
-    shape = about.shape
+def _unpaired(high: Iterable[str], low: Iterable[str]) -> list[str]:
+    """Images of pairs whose other half is not in the export."""
+    stems = [{PurePosixPath(name).stem for name in side} for side in (high, low)]
+    return [f"{stem} is half a pair: export again" for stem in sorted(stems[0] ^ stems[1])]
+
+
+def _see(found: Checked, view: View, shape: Shape, images: Iterable[str]) -> None:
     try:
         names = view.names()
         masked = shape.mask_name != "none"
@@ -86,8 +101,10 @@ def _see(found: Checked, view: View, about: About) -> None:
     except LoraPrepError as error:
         found.problems.append(str(error))
         return
-    wanted = set(about.images)
-    found.problems += [f"the trainer does not find {name}" for name in sorted(wanted - {*names})]
+    wanted = set(images)
+    found.problems += [
+        f"the trainer does not find {shape.images}/{name}" for name in sorted(wanted - {*names})
+    ]
     found.problems += [
         f"{shape.images}/{name} is not of this export, and would be trained"
         for name in sorted({*names} - wanted)

@@ -114,6 +114,20 @@ class Folder:
             return
         self.files[name] = Entry(digest, made_from, None, True, os.path.realpath(source))
 
+    def drop(self, names: Iterable[str]) -> None:
+        """Take files back that this export wrote or kept."""
+        for name in names:
+            del self.files[name]
+            if name not in self.changed:
+                continue  # of an earlier export: `finish` removes it
+            self.changed.remove(name)
+            if name in self.before.files:
+                self.removed.append(name)
+            if not self.dry_run:
+                (self.out / name).unlink(missing_ok=True)
+                with suppress(OSError):  # others' files in it
+                    (self.out / name).parent.rmdir()
+
     def finish(self, about: Mapping[str, Json]) -> None:
         """Remove what an earlier export wrote and this one did not; write the manifest."""
         real = Path(os.path.realpath(self.out))

@@ -3,8 +3,8 @@
 import os
 import re
 import unicodedata
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from lora_prep import captions, decisions
@@ -53,6 +53,21 @@ class Gathered:
     left_out: list[LeftOut] = field(default_factory=list)
     filled: list[str] = field(default_factory=list)
     """Images whose caption comes from the template."""
+    pair_of: dict[str, str] = field(default_factory=dict)
+    """The name that both halves of an image pair share, by the key of each."""
+
+    def leave_out_halves(self) -> list[Picture]:
+        """Leave out the pictures whose other half is left out; returns them."""
+        lost = {self.pair_of.get(item.key, ""): item for item in reversed(self.left_out)}
+        lost.pop("", None)
+        halves = [p for p in self.pictures if self.pair_of.get(p.key, "") in lost]
+        gone = {picture.key for picture in halves}
+        self.pictures = [p for p in self.pictures if p.key not in gone]
+        for key in (picture.key for picture in halves):
+            other = lost[self.pair_of[key]]
+            reason = f"its other half, {other.key}, is left out"
+            self.left_out.append(LeftOut(key, reason, other.wanted))
+        return halves
 
 
 def gather(plan: Plan) -> Gathered:
@@ -63,17 +78,19 @@ def gather(plan: Plan) -> Gathered:
         candidates += [(plan.augmented, s) for s in plan.augmented]
     windows = plan.places.style == "windows"
     stems = export_stems([s.name for _, s in candidates], windows=windows)
-    faults = _pair_faults(plan)
+    rejected = _Rejected.of(plan)
+    faults = _pair_faults(plan, rejected)
     if plan.negative:
         candidates += [(plan.negative, s) for s in plan.negative]
         stems += export_stems([s.name for s in plan.negative], windows=windows)
-    rejected_names = decisions.rejected(plan.dataset)
     uncaptioned = []
     for (dataset, sample), stem in zip(candidates, stems, strict=True):
         label = _label(plan, dataset, sample)
-        reason = _obstacle(plan, dataset, sample, rejected_names)
-        if reason is None and _pair_stem(sample.name) in faults:
-            reason = LeftOut(label, faults[_pair_stem(sample.name)])
+        reason = _obstacle(plan, dataset, sample, rejected)
+        if plan.negative:
+            found.pair_of[label] = _stem(sample.name)
+            if reason is None and _stem(sample.name) in faults:
+                reason = LeftOut(label, faults[_stem(sample.name)])
         if reason is not None:
             found.left_out.append(reason)
             continue
@@ -91,6 +108,9 @@ def gather(plan: Plan) -> Gathered:
         mask = sample.mask if plan.uses_masks else None
         folder = NEGATIVE if dataset is plan.negative else ""
         found.pictures.append(Picture(label, sample.image, mask, one_line(text), stem, folder))
+    found.leave_out_halves()
+    lost = {found.pair_of.get(item.key) for item in found.left_out}
+    uncaptioned = [u for u in uncaptioned if u not in found.pair_of or found.pair_of[u] not in lost]
     if uncaptioned:
         shown = ", ".join(uncaptioned[:3]) + (", ..." if len(uncaptioned) > 3 else "")
         raise UsageError(
@@ -114,35 +134,58 @@ def _label(plan: Plan, dataset: Dataset, sample: Sample) -> str:
     return sample.name if dataset is plan.dataset else f"augmented/{sample.name}"
 
 
-def _pair_faults(plan: Plan) -> dict[str, str]:
-    """What is wrong with image pairs, by the name that both sides share."""
+@dataclass(frozen=True, slots=True)
+class _Rejected:
+    """What was rejected in the review, on both sides of pairs."""
+
+    keys: frozenset[str]
+    by_stem: Mapping[str, str]
+    """A key for each stem."""
+
+    @classmethod
+    def of(cls, plan: Plan) -> "_Rejected":
+        by_key = {
+            _label(plan, dataset, dataset.sample(name)): _stem(name)
+            for dataset in (plan.dataset, plan.negative)
+            if dataset
+            for name in sorted(decisions.rejected(dataset))
+        }
+        return cls(frozenset(by_key), {stem: key for key, stem in by_key.items()})
+
+
+def _pair_faults(plan: Plan, rejected: _Rejected) -> dict[str, str]:
+    """What is wrong with the image pairs that were not rejected, by the name of both sides."""
     if plan.negative is None:
         return {}
     root, sides = plan.dataset.images.parent, (plan.dataset.images.name, plan.negative.images.name)
-    findings = check(Pairs.at(root, positive=sides[0], negative=sides[1]))
+    recursive = plan.dataset.recursive
+    pairs = Pairs.at(root, positive=sides[0], negative=sides[1], recursive=recursive)
+    kept = {
+        side: {stem: names for stem, names in by_stem.items() if stem not in rejected.by_stem}
+        for side, by_stem in pairs.names.items()
+    }
     return {
-        _pair_stem(PurePosixPath(f.path).name): f"{f.path}: {f.message}"
-        for f in findings
+        _stem(f.path.partition("/")[2]): f"{f.path}: {f.message}"
+        for f in check(replace(pairs, names=kept))
         if f.severity is Severity.ERROR
     }
 
 
-def _pair_stem(name: str) -> str:
-    return unicodedata.normalize("NFC", PurePosixPath(name).stem)
+def _stem(name: str) -> str:
+    return unicodedata.normalize("NFC", str(PurePosixPath(name).with_suffix("")))
 
 
-def _obstacle(
-    plan: Plan, dataset: Dataset, sample: Sample, rejected_names: frozenset[str]
-) -> LeftOut | None:
+def _obstacle(plan: Plan, dataset: Dataset, sample: Sample, rejected: _Rejected) -> LeftOut | None:
     """Why an image is left out, as far as file names tell."""
     key = _label(plan, dataset, sample)
-    if dataset is plan.dataset and sample.name in rejected_names:
+    if key in rejected.keys:
         return LeftOut(key, "rejected in the review", wanted=True)
+    if plan.negative and (half := rejected.by_stem.get(_stem(sample.name))):
+        return LeftOut(key, f"of its pair, {half} was rejected in the review", wanted=True)
     if dataset is plan.augmented:
-        rejected = {dataset.sample(name).stem: name for name in rejected_names}
-        origin = re.sub(r"-a\d{3,}$", "", sample.stem)
-        if origin in rejected:
-            return LeftOut(key, f"a variant of {rejected[origin]}, which was rejected", wanted=True)
+        origin = _stem(re.sub(r"-a\d{3,}$", "", sample.stem))
+        if source := rejected.by_stem.get(origin):
+            return LeftOut(key, f"a variant of {source}, which was rejected", wanted=True)
     if others := dataset.sharers(sample):
         return LeftOut(key, f"{', '.join(others)} would share its mask: rename all but one of them")
     if plan.uses_masks and not sample.mask.is_file():

@@ -140,6 +140,8 @@ def _refusals(plan: Plan) -> list[str]:
         )
     if plan.negative and plan.priors is not None:
         found.append("a slider takes no class images: give --no-priors")
+    if plan.negative and plan.augmented:
+        found.append("--pairs: variants would have no other half: leave out --augmented")
     return found + _misplaced(plan)
 
 

@@ -73,7 +73,7 @@ def export(
     ]
     configs = [config.name for config in recipe.configs if config.name not in kept]
     writer.folder.begin([*files, *configs, TRAIN_MD])
-    report = Report(plan.trainer, plan.out, filled=gathered.filled, left_out=gathered.left_out)
+    report = Report(plan.trainer, plan.out, left_out=gathered.left_out)
     for of_class, pictures in ((False, gathered.pictures), (True, gathered.classes)):
         for picture in list(pictures):
             try:
@@ -84,6 +84,8 @@ def export(
                 report.left_out.append(LeftOut(picture.key, str(error)))
             if observe:
                 observe()
+    for half in gathered.leave_out_halves():
+        writer.take_back(half)
     if not gathered.pictures:
         raise DatasetError(_nothing(gathered))
     if plan.priors is not None and not gathered.classes:
@@ -97,6 +99,9 @@ def export(
     text = train_md(plan, gathered, recipe)
     writer.folder.put(TRAIN_MD, text.encode(), "")
     writer.folder.finish(_about(plan, shape, recipe, writer).to_json())
+    exported = {picture.key for picture in gathered.pictures + gathered.classes}
+    report.filled = [key for key in gathered.filled if key in exported]
+    report.mended = [key for key in report.mended if key in exported]
     report.images, report.classes = len(gathered.pictures), len(gathered.classes)
     edited = tuple(f"{name} was edited and is kept: --force writes it anew" for name in kept)
     report.notes, report.configs = recipe.notes + edited, tuple(c.name for c in recipe.configs)
@@ -163,6 +168,13 @@ class _Writer:
             else:
                 self.folder.put(name, data, made_from)
         return mended
+
+    def take_back(self, picture: Picture) -> None:
+        """Take a picture's files out of the export again."""
+        names = self.names(picture)
+        self.folder.drop(names)
+        if names[0] in self.images:
+            self.images.remove(names[0])
 
     def _files(
         self,

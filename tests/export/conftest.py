@@ -74,6 +74,18 @@ def data(_data, tmp_path):
 
 
 @pytest.fixture
+def pairs(tmp_path):
+    """Two pairs, the low ends darker."""
+    root = tmp_path / "pairs"
+    for side, light in (("positive", 1.0), ("negative", 0.5)):
+        (root / side).mkdir(parents=True)
+        for seed, name in enumerate("ab"):
+            image = np.rint(draw_marked(seed, (64, 64)).image * light).astype(np.uint8)
+            (root / side / f"{name}.png").write_bytes(imageio.encode_image(image, "png"))
+    return root
+
+
+@pytest.fixture
 def run(data, tmp_path, lora_prep):
     """`run("kohya", "--no-priors")`: export the data set; returns the folder."""
 

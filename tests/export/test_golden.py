@@ -4,14 +4,11 @@ import json
 import tomllib
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 
-from lora_prep import imageio
 from lora_prep.export import schema
 from lora_prep.export.configs import Command
-from sample_data.marked import draw_marked
 from tests.export.conftest import TRAINERS, tree
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -38,18 +35,6 @@ MORE = {
     "diffusion-pipe": ("--resolution", 768),
     "simpletuner": ("--resolution", 768),
 }
-
-
-@pytest.fixture
-def pairs(tmp_path):
-    """Two pairs, the low ends darker."""
-    root = tmp_path / "pairs"
-    for side, light in (("positive", 1.0), ("negative", 0.5)):
-        (root / side).mkdir(parents=True)
-        for seed, name in enumerate("ab"):
-            image = np.rint(draw_marked(seed, (64, 64)).image * light).astype(np.uint8)
-            (root / side / f"{name}.png").write_bytes(imageio.encode_image(image, "png"))
-    return root
 
 
 def full(run, trainer):
@@ -191,19 +176,6 @@ def test_a_slider_of_simpletuner_from_pairs(pairs, tmp_path, lora_prep):
     training = json.loads((out / "config.json").read_text("utf-8"))
     assert training["slider_lora_target"] is True
     assert tree(pairs) == before
-
-
-@pytest.mark.parametrize("harm", ["orphan", "size"])
-def test_half_a_pair_is_left_out_whole(harm, pairs, tmp_path, lora_prep):
-    out, low = tmp_path / "out", pairs / "negative" / "b.png"
-    if harm == "orphan":
-        low.unlink()
-    else:
-        low.write_bytes(imageio.encode_image(np.zeros((20, 64, 3), np.uint8), "png"))
-    given = ("--pairs", pairs, "--caption", "a face", "--out", out)
-    result = lora_prep("export", "--to", "simpletuner", *given, code=1)
-    assert "left out  b.png" in result.output
-    assert {p.name for p in out.glob("*/*.png")} == {"a.png"}
 
 
 @pytest.mark.parametrize(
