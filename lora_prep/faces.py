@@ -82,19 +82,22 @@ def faces_path(dataset: Dataset, sample: Sample) -> Path:
 
 def read_faces(path: Path, image: bytes, detector: str) -> Sequence[Face] | None:
     """The recorded faces, if there are any of this very image file by this very detector."""
-    record = _read(path, image)
+    try:
+        record = _of_image(path.read_bytes(), image)
+    except OSError:
+        return None
     return record.faces if record and record.detector == detector else None
 
 
-def recorded_faces(path: Path, image: bytes) -> Sequence[Face]:
-    """The recorded faces of this very image file, whichever detector found them."""
-    record = _read(path, image)
+def recorded_faces(data: bytes, image: bytes) -> Sequence[Face]:
+    """The faces in a record's `data` if it is of this very image file, whoever detected them."""
+    record = _of_image(data, image)
     return record.faces if record else ()
 
 
-def _read(path: Path, image: bytes) -> FaceRecord | None:
+def _of_image(data: bytes, image: bytes) -> FaceRecord | None:
     try:
-        record = FaceRecord.from_bytes(path.read_bytes())
-    except (OSError, KeyError, TypeError, ValueError):
+        record = FaceRecord.from_bytes(data)
+    except (KeyError, TypeError, ValueError):
         return None
     return record if record.sha256 == hashlib.sha256(image).hexdigest() else None

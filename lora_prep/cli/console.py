@@ -3,8 +3,8 @@
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
@@ -43,6 +43,18 @@ class Verbosity:
     verbose: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class End:
+    """What came of the work that a command has after its stage."""
+
+    fields: Mapping[str, Json] = field(default_factory=dict)
+    """For the JSON document."""
+    lines: Iterable[str] = ()
+    """For the text."""
+    exit_code: int = 0
+    """As of a report; the command exits with the graver of the two."""
+
+
 def run_stage(
     stage: Stage,
     root: Path,
@@ -50,13 +62,13 @@ def run_stage(
     running: Running,
     *,
     table: Callable[[Sequence[Outcome]], Iterable[str]] | None = None,
-    finish: Callable[[Sequence[Outcome]], tuple[dict[str, Json], Iterable[str]]] | None = None,
+    finish: Callable[[Sequence[Outcome]], End] | None = None,
 ) -> NoReturn:
     """Run a stage (or say what it would do), print how it went, and exit with its code.
 
     `table` makes lines of the outcomes, for commands whose result is the table itself. `finish`
-    does what is left to do once all items are done, or the run was interrupted, and gives fields
-    for the JSON document and lines for the text; a dry run or a shard does not call it.
+    does what is left to do once all items are done, or the run was interrupted; a dry run or a
+    shard does not call it.
     """
     verbosity = Verbosity(running.as_json, running.quiet, running.verbose)
     dry_run, force = running.dry_run, running.force
@@ -66,8 +78,7 @@ def run_stage(
     if running.shard is not None:
         stage, finish = ShardOf(stage, Shard.parse(running.shard), root), None
     outcomes: list[Outcome] = []
-    fields: dict[str, Json] = {}
-    lines: Iterable[str] = ()
+    end = End()
     if dry_run:
         report = Report(stage.name, len(stage))
         for outcome in plan(stage, root, force=force):
@@ -77,17 +88,17 @@ def run_stage(
         collect = verbosity.as_json or table is not None or finish is not None
         report = _run(stage, root, outcomes, verbosity, running, collect=collect)
         if finish:
-            fields, lines = finish(outcomes)
+            end = finish(outcomes)
     if verbosity.as_json:
-        click.echo(json.dumps({**_document(report, outcomes, out, dry_run), **fields}))
+        click.echo(json.dumps({**_document(report, outcomes, out, dry_run), **end.fields}))
     else:
         for line in table(outcomes) if table else ():
             click.echo(line)
-        for line in lines:
+        for line in end.lines:
             click.echo(line)
         for line in summary(report, out, verbosity, dry_run=dry_run):
             click.echo(line)
-    sys.exit(report.exit_code)
+    sys.exit(max(report.exit_code, end.exit_code))  # interrupted > failed > all well
 
 
 def merge_stage(stage: Stage, root: Path, running: Running) -> NoReturn:

@@ -90,7 +90,7 @@ def command(
     looked at again. `lora-prep masks --faces reference` then masks the person meant alone.
     The vectors are biometric data: have the person's consent.
     """
-    from lora_prep.cli.console import run_stage, short
+    from lora_prep.cli.console import End, run_stage, short
     from lora_prep.cli.presets import detector_spec
     from lora_prep.dataset import Dataset
     from lora_prep.stages import embed
@@ -111,7 +111,7 @@ def command(
     if not running.force:
         embed.check_target(dataset)
 
-    def finish(outcomes: "Sequence[Outcome]") -> "tuple[dict[str, Json], Iterator[str]]":
+    def finish(outcomes: "Sequence[Outcome]") -> End:
         from lora_prep.stages.subject import survey
         from lora_prep.types import Status
 
@@ -120,10 +120,10 @@ def command(
         embeddings = embed.finish(stage, failed, interrupted=interrupted)
         if embeddings is None:
             left = f"{short(dataset.embeddings)}: left as it was, since the run was interrupted"
-            return {}, iter(() if running.quiet else (left,))
+            return End(lines=() if running.quiet else (left,))
         found = survey(embeddings)
         lines = iter(()) if running.quiet else report(embeddings, found, verbose=running.verbose)
-        return document(embeddings, found), lines
+        return End(document(embeddings, found), lines)
 
     run_stage(
         stage,

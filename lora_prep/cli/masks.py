@@ -1,6 +1,6 @@
 """`lora-prep masks`."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +13,9 @@ from lora_prep.cli.config import ConfiguredCommand
 from lora_prep.cli.options import FOLDER
 
 if TYPE_CHECKING:
+    from lora_prep.cli.console import End
     from lora_prep.stages.overlays import DrawOverlays
-    from lora_prep.types import Json, Outcome
+    from lora_prep.types import Outcome
 
 
 @click.command(
@@ -148,7 +149,7 @@ def command(
     that you drew or edited are left alone.
     """
     from lora_prep.backends import default_batch_size
-    from lora_prep.cli.console import run_stage
+    from lora_prep.cli.console import End, run_stage
     from lora_prep.cli.presets import specs
     from lora_prep.dataset import Dataset
     from lora_prep.masks import Margin
@@ -182,9 +183,9 @@ def command(
     if batch_size is None:
         stage = replace(stage, batch_size=default_batch_size(segmenter))
 
-    def finish(outcomes: "Sequence[Outcome]") -> "tuple[dict[str, Json], Iterable[str]]":
+    def finish(outcomes: "Sequence[Outcome]") -> End:
         if previews is None or len(outcomes) < len(stage):  # interrupted
-            return {}, ()
+            return End()
         return draw(previews, running)
 
     run_stage(
@@ -196,11 +197,9 @@ def command(
     )
 
 
-def draw(
-    previews: "DrawOverlays", running: options.Running
-) -> "tuple[dict[str, Json], Iterable[str]]":
-    """Draw the previews: a field for the JSON document, and lines for the text."""
-    from lora_prep.cli.console import Verbosity, summary
+def draw(previews: "DrawOverlays", running: options.Running) -> "End":
+    """Draw the previews. One that fails, or an interrupt, counts as it does for a mask."""
+    from lora_prep.cli.console import End, Verbosity, summary
     from lora_prep.executors.local import LocalExecutor
     from lora_prep.run import run
 
@@ -213,7 +212,7 @@ def draw(
     counts = {str(status): count for status, count in report.counts.items()}
     problems = [{"key": one.key, "message": one.message} for one in report.problems]
     verbosity = Verbosity(quiet=running.quiet, verbose=running.verbose)
-    return (
-        {"overlays": {"out": str(previews.out), "counts": counts, "problems": problems}},
-        summary(report, previews.out, verbosity),
-    )
+    fields = {"overlays": {"out": str(previews.out), "counts": counts, "problems": problems}}
+    interrupted = {"interrupted": True} if report.signal else {}
+    lines = summary(report, previews.out, verbosity)
+    return End({**fields, **interrupted}, lines, report.exit_code)

@@ -114,7 +114,7 @@ def command(
     if out is None:
         raise click.UsageError("--make needs --out, the folder of the pairs")
 
-    from lora_prep.cli.console import run_stage, short
+    from lora_prep.cli.console import End, run_stage, short
     from lora_prep.dataset import Dataset
     from lora_prep.pairs import NEGATIVE, POSITIVE, hints
     from lora_prep.stages.pairs import OPERATIONS as KNOWN
@@ -134,7 +134,7 @@ def command(
         target.parent,
         target,
         running,
-        finish=lambda _: (
+        finish=lambda _: End(
             {"result": stage.made, "hints": told[1:]},
             [] if running.quiet else told,
         ),

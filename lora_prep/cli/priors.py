@@ -112,7 +112,7 @@ def command(
     blanked by a safety checker or the same as another are drawn again. Whatever else lies in the
     folder counts as a class image, as it does for the trainers, and is left alone.
     """
-    from lora_prep.cli.console import run_stage
+    from lora_prep.cli.console import End, run_stage
     from lora_prep.cli.presets import detector_spec
     from lora_prep.stages.priors import AdoptPriors, check_places
 
@@ -156,7 +156,7 @@ def command(
         if running.executor != "local":
 
             def finish(outcomes: Any) -> Any:
-                return {}, _redrawn(stage, place, whole=len(outcomes) == len(stage))
+                return End(lines=_redrawn(stage, place, whole=len(outcomes) == len(stage)))
 
     run_stage(
         stage,

@@ -37,23 +37,30 @@ class DrawOverlays:
         return "overlays" if folder == "masks" else f"overlays-{folder}"
 
     def settings(self) -> dict[str, Json]:
-        """The revision of how they are drawn."""
-        return {"stage": "overlays/1"}
+        """The revision of how they are drawn, and the folder.
+
+        A preview in another folder says nothing of one here: it may be of a later mask.
+        """
+        real = Path(os.path.realpath(self.out))
+        out = Path(os.path.relpath(real, os.path.realpath(self.dataset.root)))
+        return {"stage": "overlays/2", "out": out.as_posix()}
 
     def __len__(self) -> int:
         return sum(1 for _ in self.items())
 
     def items(self) -> Iterator[Item]:
-        """One item an image that has a mask."""
+        """One item an image that has a mask. A record of its faces is an input, too."""
+        place = Path(os.path.realpath(self.out))
         for sample in self.dataset:
             if sample.mask.is_file() and not self.dataset.sharers(sample):
-                inputs = (sample.image, sample.mask)
-                outputs = (Path(os.path.realpath(self.out)) / f"{sample.stem}.jpg",)
+                record = faces_path(self.dataset, sample)
+                inputs = (sample.image, sample.mask, *((record,) if record.is_file() else ()))
+                outputs = (place / f"{sample.stem}.jpg",)
                 yield Item(self.dataset.key(sample.image), inputs, outputs)
 
     def open(self) -> "Drawing":
         """Ready at once."""
-        return Drawing(self.dataset)
+        return Drawing()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +72,12 @@ class Pair:
     faces: Sequence[Face]
 
 
-@dataclass(frozen=True, slots=True)
 class Drawing:
     """Previews being drawn."""
 
-    dataset: Dataset
-
     def load(self, item: Item, inputs: Sequence[bytes]) -> Pair:
-        """Decode both."""
-        data, of_mask = inputs
+        """Decode them."""
+        data, of_mask, *records = inputs
         image, mask = imageio.decode_image(data), imageio.decode_mask(of_mask)
         if image.shape[:2] != mask.shape:
             (height, width), (rows, columns) = image.shape[:2], mask.shape
@@ -82,8 +86,7 @@ class Drawing:
                 "`lora-prep validate`",
                 code="size-mismatch",
             )
-        name = item.inputs[0].relative_to(self.dataset.images).as_posix()
-        known = recorded_faces(faces_path(self.dataset, self.dataset.sample(name)), data)
+        known = [face for record in records for face in recorded_faces(record, data)]
         return Pair(image, mask, [face for face in known if _is_masked(face, mask)])
 
     def compute(self, batch: Sequence[Pair]) -> list[Pair]:

@@ -153,7 +153,8 @@ class Drawing:
     detector: FaceDetector | None
     seen: priors.Seen
     fits: int = field(init=False)
-    """How many are drawn at once: halved where memory runs out, and then left so."""
+    """How many are drawn at once: halved where memory runs out, and then left so: all are of one
+    size, and short batches are filled up, so that no single image can have been the cause."""
 
     def __post_init__(self) -> None:
         self.fits = self.stage.batch_size

@@ -1,6 +1,9 @@
 """`lora-prep masks --overlay`: previews of the masks that are there."""
 
 import json
+import os
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -10,8 +13,12 @@ import pytest
 from lora_prep import imageio
 from lora_prep.backends import DetectorSpec, detector_identity
 from lora_prep.dataset import Dataset
+from lora_prep.executors.local import LocalExecutor
 from lora_prep.faces import FaceRecord, faces_path
 from lora_prep.journal import hash_file
+from lora_prep.run import run as run_stage
+from lora_prep.stages.overlays import DrawOverlays
+from lora_prep.types import Status
 from sample_data.portraits import draw_portrait
 
 EMBEDDED = ("masks", "--preset", "embedded")
@@ -74,11 +81,49 @@ def test_masks_of_the_users_own_are_drawn_as_they_are(images, lora_prep):
     assert (look / "p0.jpg").read_bytes() != before
 
 
+def test_no_folder_keeps_previews_of_masks_that_were_edited_since(images, lora_prep):
+    here, there = images.parent / "here", images.parent / "there"
+    run(lora_prep, images, "--overlay", here)
+    cv2.imwrite(str(images.parent / "masks" / "p0.png"), np.full((200, 200), 255, np.uint8))
+    run(lora_prep, images, "--overlay", there)
+    run(lora_prep, images, "--overlay", here)
+    assert (here / "p0.jpg").read_bytes() == (there / "p0.jpg").read_bytes()
+    assert run(lora_prep, images, "--overlay", here)["overlays"]["counts"] == {"fresh": 2}
+
+
+def test_other_faces_are_drawn_anew(images, lora_prep):
+    look = images.parent / "look"
+    run(lora_prep, images, "--overlay", look)
+    before = (look / "p0.jpg").read_bytes()
+    sample = next(iter(Dataset.at(images)))
+    face = draw_portrait(1, size=(200, 200), people=1).people[0].face
+    wider = replace(face, box=(face.box[0] - 8, face.box[1], face.box[2] + 8, face.box[3]))
+    record = FaceRecord("another", hash_file(sample.image), 200, 200, (wider,))
+    faces_path(Dataset.at(images), sample).write_bytes(record.to_bytes())
+    stage = DrawOverlays(Dataset.at(images), look)
+    report = run_stage(stage, images.parent, executor=LocalExecutor(1))
+    assert report.counts == {Status.DONE: 1, Status.FRESH: 1}
+    assert (look / "p0.jpg").read_bytes() != before
+
+
+def test_an_interrupt_while_drawing_is_one(images, lora_prep, monkeypatch):
+    def interrupted(image, mask, faces):
+        os.kill(os.getpid(), signal.SIGINT)
+        return image
+
+    monkeypatch.setattr("lora_prep.masks.overlay", interrupted)
+    look = ("--overlay", images.parent / "look", "--threads", 1)
+    result = lora_prep(*EMBEDDED, images, "--no-face", "skip", *look, "--json", code=130)
+    assert json.loads(result.stdout)["interrupted"]
+
+
 def test_a_mask_of_another_size_is_named_and_the_others_are_drawn(images, lora_prep):
     masks = images.parent / "masks"
     masks.mkdir()
     cv2.imwrite(str(masks / "p0.png"), np.full((20, 30), 255, np.uint8))
-    result = lora_prep(*EMBEDDED, images, "--no-face", "skip", "--overlay", images.parent / "look")
+    result = lora_prep(
+        *EMBEDDED, images, "--no-face", "skip", "--overlay", images.parent / "look", code=1
+    )
     assert "p0.png: the mask has 30×20 pixels, the image 200×200" in result.stdout
     assert [path.name for path in (images.parent / "look").iterdir()] == ["p1.jpg"]
 
