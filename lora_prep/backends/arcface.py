@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float
 
+from lora_prep import digests
 from lora_prep.backends import Crop, RecogniserCard, RecogniserSpec, device, licenses, weights
 from lora_prep.errors import BackendError, ItemError
 from lora_prep.types import Face, Image
@@ -34,7 +35,7 @@ def card(spec: RecogniserSpec) -> RecogniserCard:
     from lora_prep.backends.catalogue import PACK_FILES
 
     path, name = model_file(spec)
-    digest = weights.sha256(path)
+    digest = digests.sha256(path)
     ours = digest in PACK_FILES.values() or weights.is_licensed(spec.model or weights.DEFAULT_PACK)
     terms = f"insightface: {licenses.TERMS}" if ours else "unknown: ask who made the model"
     return RecogniserCard(

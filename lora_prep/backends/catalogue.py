@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from lora_prep import digests
 from lora_prep.backends import sam2_model, sface, weights, yunet
 from lora_prep.errors import BackendError, UsageError
 
@@ -140,7 +141,7 @@ def verify(model: Model) -> Iterator[Check]:
         name = place.resolve().name
         if model.sha256:
             yield _compared(place, model.sha256, "its publisher's")
-        elif weights.is_sha256(name):
+        elif digests.is_sha256(name):
             yield _compared(place, name, "the hub's, when it was pulled")
         else:
             yield _compared(place, None, "")

@@ -9,6 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from lora_prep import digests
 from lora_prep.backends import DetectorSpec, device, weights
 from lora_prep.errors import BackendError, UsageError
 from lora_prep.types import Face, Image, Point
@@ -26,7 +27,7 @@ def identity(spec: DetectorSpec) -> str:
     pack = spec.model or weights.DEFAULT_PACK
     model = _detector_file(weights.face_pack(pack))
     return (
-        f"insightface {Path(pack).name}/{model.name} sha256={weights.sha256(model)} "
+        f"insightface {Path(pack).name}/{model.name} sha256={digests.sha256(model)} "
         f"det_size={spec.det_size} min_score={spec.min_score}"
     )
 

@@ -5,20 +5,17 @@ file of everything, notes. Facts from diffusers' and transformers' `from_pretrai
 config.json and the first of `_CHOICES` that is there.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from lora_prep import digests
 from lora_prep.errors import BackendError
 from lora_prep.types import Json
 
 INDEX = "model_index.json"
-
-SAMPLED = 1 << 20
-"""Bytes at either end of a file of weights that tell it from others: reading all takes minutes."""
 
 _OF_DIFFUSERS = (
     "diffusion_pytorch_model.safetensors.index.json",
@@ -121,20 +118,14 @@ def is_whole(folder: Path) -> bool:
 def identity(folder: Path) -> str:
     """Changes with what is loaded, and stays when the folder is moved or something else put in.
 
-    Of each file the name, the size and both ends. Raises BackendError.
+    Of each file the name and every byte: with a LoRA merged in, only the middle of a file is
+    another. Raises BackendError.
     """
-    digest = hashlib.sha256()
     try:
-        for path in [folder / INDEX, *(file for part in parts(folder) for file in part.files())]:
-            with path.open("rb") as file:
-                head = file.read(SAMPLED)
-                size = path.stat().st_size
-                file.seek(max(size - SAMPLED, 0))
-                name = path.relative_to(folder).as_posix()
-                digest.update(f"{name}\0{size}\0".encode() + head + file.read())
+        paths = [folder / INDEX, *(file for part in parts(folder) for file in part.files())]
+        return digests.sha256_of_files(folder, paths)
     except (OSError, ValueError) as error:
         raise damaged(folder, error) from error
-    return digest.hexdigest()[:32]
 
 
 def damaged(folder: Path, error: Exception) -> BackendError:

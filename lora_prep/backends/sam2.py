@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import cv2
 import numpy as np
 
-from lora_prep.backends import DtypeName, SegmenterSpec, device, sam2_model, weights
+from lora_prep import digests
+from lora_prep.backends import DtypeName, SegmenterSpec, device, sam2_model
 from lora_prep.backends.embedding_cache import EmbeddingCache, Level
 from lora_prep.backends.sam2_prompts import Candidates, Logits, Prompt, Scores, prompt_for
 from lora_prep.errors import BackendError, OutOfMemory
@@ -75,8 +76,8 @@ def identity(spec: SegmenterSpec) -> str:
 
 def _files_identity(files: sam2_model.Files) -> str:
     return (
-        f"{files.checkpoint.name} sha256={weights.sha256(files.checkpoint)} "
-        f"config={weights.sha256(files.config)[:16]}"
+        f"{files.checkpoint.name} sha256={digests.sha256(files.checkpoint)} "
+        f"config={digests.sha256(files.config)[:16]}"
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from lora_prep import digests
 from lora_prep.backends import Crop, RecogniserCard, RecogniserSpec, weights
 from lora_prep.backends.yunet import first_line, quiet
 from lora_prep.errors import BackendError, ItemError
@@ -32,7 +33,7 @@ def card(spec: RecogniserSpec) -> RecogniserCard:
     Raises BackendError where the model is not to be had.
     """
     path = model_file(spec)
-    digest = weights.sha256(path)
+    digest = digests.sha256(path)
     return RecogniserCard(
         model=f"sface {path.name}",
         sha256=digest,

@@ -4,7 +4,6 @@ Two rules: without a network, say so within seconds; and never leave a half-writ
 next run would find it.
 """
 
-import hashlib
 import logging
 import os
 import re
@@ -17,12 +16,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
 from lora_prep.backends import download, licenses
+from lora_prep.digests import is_sha256, sha256
 from lora_prep.errors import BackendError
 
 RELEASES = "https://github.com/deepinsight/insightface/releases/download/model-zoo/"
@@ -100,20 +99,6 @@ def refuse_in_a_plan(model: str, missing: str) -> None:
         f"{missing}, and a dry run downloads nothing: run it without --dry-run, or "
         "`lora-prep models pull` first"
     )
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file's content, in hex. Unchanged files are read once a process.
-
-    A file in the model hub's cache is a link to a blob that is named by its SHA-256 (large files
-    are; `hub_file` verified it when it fetched it), so that one is not read at all.
-    """
-    if path.is_symlink():
-        blob = path.readlink()
-        if blob.parent.name == "blobs" and is_sha256(blob.name):
-            return blob.name
-    info = path.stat()
-    return _read_sha256(path.resolve(), info.st_size, info.st_mtime_ns)
 
 
 # ---------------------------------------------------------------------------- the model hub
@@ -326,15 +311,3 @@ def _install(archive: Path, target: Path) -> None:
         lines = [f"{sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
         (folder / RECORD).write_text("".join(lines), encoding="utf-8")
         folder.rename(target)
-
-
-# ---------------------------------------------------------------------------- hashes
-@lru_cache
-def _read_sha256(path: Path, size: int, mtime_ns: int) -> str:  # noqa: ARG001, they are the key
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def is_sha256(name: str) -> bool:
-    """Whether a text is a SHA-256 in hex."""
-    return re.fullmatch("[0-9a-f]{64}", name) is not None

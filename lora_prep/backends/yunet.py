@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lora_prep import digests
 from lora_prep.backends import DetectorSpec, weights
 from lora_prep.errors import BackendError
 from lora_prep.types import Face, Image
@@ -32,7 +33,7 @@ def identity(spec: DetectorSpec) -> str:
     """
     path = model_file(spec)
     return (
-        f"yunet {path.name} sha256={weights.sha256(path)} "
+        f"yunet {path.name} sha256={digests.sha256(path)} "
         f"det_size={spec.det_size} min_score={spec.min_score} nms={NMS}"
     )
 

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
+from lora_prep import digests
 from lora_prep.backends import (
     DetectorSpec,
     FaceRecogniser,
@@ -15,7 +16,6 @@ from lora_prep.backends import (
     detector,
     recogniser,
     recogniser_card,
-    weights,
 )
 from lora_prep.backends.arcface import ArcFaceRecogniser
 from lora_prep.errors import BackendError, ItemError, UsageError
@@ -101,7 +101,7 @@ def test_landmarks_in_one_point_are_the_images_fault(model, pictures):
 def test_the_card_says_which_weights_and_what_they_may_be_used_for(spec):
     card = recogniser_card(spec)
     assert card.model == "arcface tiny_faces/rec_tiny.onnx"
-    assert card.sha256 == weights.sha256(TINY / "rec_tiny.onnx")
+    assert card.sha256 == digests.sha256(TINY / "rec_tiny.onnx")
     assert card.alignment == "insightface-norm_crop"
     assert card.license.startswith("unknown")
 
@@ -110,7 +110,7 @@ def test_the_licence_of_insightfaces_own_weights_is_known_by_name_or_by_hash(tmp
     from lora_prep.backends import catalogue
 
     path = write_recogniser(tmp_path / "w600k_r50.onnx")
-    monkeypatch.setitem(catalogue.PACK_FILES, "w600k_r50.onnx", weights.sha256(path))
+    monkeypatch.setitem(catalogue.PACK_FILES, "w600k_r50.onnx", digests.sha256(path))
     card = recogniser_card(RecogniserSpec(model=str(path)))
     assert card.license == "insightface: for non-commercial research only"
 

@@ -8,6 +8,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
+from lora_prep import digests
 from lora_prep.backends import catalogue, sam2_model, weights
 from lora_prep.backends.catalogue import MODELS, Model, files, locate, named, pull, remove, verify
 from lora_prep.errors import BackendError, UsageError
@@ -77,7 +78,7 @@ class TestModels:
             assert model.use in ("faces", "masks", "identity")
             assert model.license in ("MIT", "Apache-2.0", "non-commercial research")
             assert 200_000 < model.size < weights.MAX_BYTES
-            assert model.sha256 is None or weights.is_sha256(model.sha256)
+            assert model.sha256 is None or digests.is_sha256(model.sha256)
             assert bool(model.repo) == bool(model.filename)
             assert model.source.startswith("https://")
 

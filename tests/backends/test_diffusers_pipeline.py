@@ -102,6 +102,18 @@ def test_each_file_that_is_loaded_counts(sd15, tmp_path, path):
     assert Description(folder).identity() != Description(sd15).identity()
 
 
+def test_a_byte_in_the_middle_of_the_weights_counts(sd15, tmp_path):
+    """A LoRA merged into the attention changes neither end of the file."""
+    folder = Path(shutil.copytree(sd15, tmp_path / "copy"))
+    path = folder / "unet/diffusion_pytorch_model.safetensors"
+    content = bytearray(4 << 20)
+    path.write_bytes(content)
+    before = Description(folder).identity()
+    content[len(content) // 2] = 1
+    path.write_bytes(content)
+    assert Description(folder).identity() != before
+
+
 def test_each_shard_counts(tmp_path):
     pipeline = build("sd15")
     pipeline.save_pretrained(tmp_path, max_shard_size="50KB")

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 
+from lora_prep import digests
 from lora_prep.backends import (
     FaceRecogniser,
     RecogniserSpec,
     recogniser,
     recogniser_card,
     recogniser_identity,
-    weights,
 )
 from lora_prep.backends.sface import FILENAME, SFaceRecogniser
 from lora_prep.errors import BackendError
@@ -63,10 +63,10 @@ def test_the_vectors_are_those_of_opencv_in_the_order_of_the_crops(spec, picture
 
 def test_the_card_names_the_file_its_hash_and_what_it_may_be_used_for(spec, file):
     card = recogniser_card(spec)
-    assert (card.model, card.sha256) == ("sface cells.onnx", weights.sha256(file))
+    assert (card.model, card.sha256) == ("sface cells.onnx", digests.sha256(file))
     assert card.license.startswith("unknown")
     assert card.min_similarity == 0.363
-    assert weights.sha256(file) in recogniser_identity(spec)
+    assert digests.sha256(file) in recogniser_identity(spec)
     assert "opencv-alignCrop" in recogniser_identity(spec)
 
 

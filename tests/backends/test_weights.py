@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from insightface.utils import storage
 
+from lora_prep import digests
 from lora_prep.backends import download, weights
 from lora_prep.errors import BackendError
 from tests.fakes import hub, loopback
@@ -21,37 +22,6 @@ from tests.fakes import hub, loopback
 REPO, FILE = "someone/model", "weights.pt"
 CONTENT = bytes(range(256)) * 1000
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
-
-
-class TestSha256:
-    def test_follows_the_content(self, tmp_path):
-        path = tmp_path / "a"
-        path.write_bytes(b"1")
-        assert weights.sha256(path) == hashlib.sha256(b"1").hexdigest()
-        path.write_bytes(b"22")
-        assert weights.sha256(path) == hashlib.sha256(b"22").hexdigest()
-
-    def test_reads_an_unchanged_file_once(self, tmp_path):
-        path = tmp_path / "a"
-        path.write_bytes(b"1")
-        before = weights._read_sha256.cache_info().hits
-        assert weights.sha256(path) == weights.sha256(path)
-        assert weights._read_sha256.cache_info().hits == before + 1
-
-    def test_takes_the_name_of_a_blob_in_the_hubs_cache(self, tmp_path):
-        name = "ab" * 32
-        blob = tmp_path / "blobs" / name
-        blob.parent.mkdir()
-        blob.write_bytes(b"not what the name says: so it was not read")
-        link = tmp_path / "weights.pt"
-        link.symlink_to(blob)
-        assert weights.sha256(link) == name
-
-    def test_reads_a_file_behind_any_other_link(self, tmp_path):
-        target, link = tmp_path / ("ab" * 32), tmp_path / "link"
-        target.write_bytes(b"1")
-        link.symlink_to(target)
-        assert weights.sha256(link) == hashlib.sha256(b"1").hexdigest()
 
 
 @pytest.fixture
@@ -101,7 +71,7 @@ class TestHubFile:
     def test_downloads_once(self, model):
         path = weights.hub_file(REPO, FILE, "")
         assert path.read_bytes() == CONTENT
-        assert weights.sha256(path) == DIGEST
+        assert digests.sha256(path) == DIGEST
         asked = len(model.requests)
         assert weights.hub_file(REPO, FILE, "") == path
         assert len(model.requests) == asked

@@ -9,7 +9,8 @@ from huggingface_hub import constants
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_prep.backends import DetectorSpec, FaceDetector, detector, detector_identity, weights
+from lora_prep import digests
+from lora_prep.backends import DetectorSpec, FaceDetector, detector, detector_identity
 from lora_prep.backends.yunet import YuNetDetector, identity
 from lora_prep.errors import BackendError
 from tests.fakes.red_square_detector import LANDMARKS, SIDE, write_detector
@@ -170,7 +171,7 @@ class TestLoad:
 class TestIdentity:
     def test_names_file_hash_and_settings(self, spec, file):
         assert detector_identity(spec) == (
-            f"yunet red.onnx sha256={weights.sha256(file)} det_size=640 min_score=0.5 nms=0.3"
+            f"yunet red.onnx sha256={digests.sha256(file)} det_size=640 min_score=0.5 nms=0.3"
         )
 
     def test_follows_content_and_settings_and_nothing_else(self, spec, file, tmp_path):

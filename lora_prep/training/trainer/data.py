@@ -20,10 +20,14 @@ from torch.utils.data import DataLoader
 
 from lora_prep import imageio
 from lora_prep.dataset import STATE_FOLDER, Dataset
+from lora_prep.digests import sha256_of_files
 from lora_prep.training.dataset import Batch, BucketBatches, Key, PreparedFolder, collate
 from lora_prep.training.trainer.config import Config
 from lora_prep.training.trainer.families import Family, Text
 
+WEIGHTS = (".safetensors", ".bin")
+TEXTS = (".json", ".txt", ".model", ".jinja")
+"""Files of a saved model: its weights; its configurations, tokenizers and chat template."""
 IN_MEMORY = 256
 """Texts that are kept in memory beside those on disk."""
 
@@ -224,15 +228,17 @@ def sizes_of(batch: Batch) -> Tensor:
 
 
 def identity_of(folder: Path) -> str:
-    """Changes with a saved model's weights and configuration, not with its place."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.suffix not in (".json", ".safetensors", ".bin", ".txt", ".model"):
-            continue
-        with path.open("rb") as file:
-            head = file.read(1 << 16)
-            size = path.stat().st_size
-            file.seek(max(size - (1 << 16), 0))
-            name = path.relative_to(folder).as_posix()
-            digest.update(f"{name}\0{size}\0".encode() + head + file.read())
-    return digest.hexdigest()[:32]
+    """Changes with a saved model's weights and configuration, not with its place.
+
+    Every byte counts, and is read once a process: a model with a LoRA merged into its attention
+    differs in the middle of a file alone. Weights beside a pipeline's index are the same ones once
+    more, in one file; nobody loads them.
+    """
+    whole = (folder / "model_index.json").is_file()
+    paths = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix in TEXTS
+        or (path.suffix in WEIGHTS and not (whole and path.parent == folder))
+    ]
+    return sha256_of_files(folder, (path for path in paths if path.is_file()))

@@ -24,6 +24,9 @@ FamilyName: TypeAlias = Literal["sd15", "sdxl", "flux1", "flux2-klein"]
 Text: TypeAlias = dict[str, Tensor]
 """What the model is told, by the name that the pipeline's call gives it; (B, ...) each."""
 
+ENCODING = 2
+"""Raise it when `encode` or `encode_text` gives something else for the same weights and input:
+what is kept on disk is then made again. 2: the VAE is read in float32."""
 PIPELINES: dict[str, FamilyName] = {
     "StableDiffusionPipeline": "sd15",
     "StableDiffusionXLPipeline": "sdxl",

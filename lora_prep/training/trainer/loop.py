@@ -137,7 +137,7 @@ class _Run:
             prompts += [config.slider.target, config.slider.positive, config.slider.negative]
         prompts += [*config.validation.prompts, config.validation.negative_prompt]
         folder = data.cache / "texts" if data and data.cache else None
-        extra = f"{config.model.text_tokens} {next(self._dtypes())}"
+        extra = f"{config.model.text_tokens} {next(self._dtypes())} {families.ENCODING}"
         texts = Texts(self.family, folder, f"{self.setting.model} {extra}")
         texts.prepare(prompts)
         texts.release()
@@ -156,7 +156,8 @@ class _Run:
 
         if data is None or data.cache is None or self.config.data.crop == "random":
             return encode
-        identity = identity_of(self.plan.base / "vae")
+        vae = identity_of(self.plan.base / "vae")
+        identity = f"{vae} {family.pipeline.vae.dtype} {families.ENCODING}"
         return LatentCache(data.cache / "latents", identity, family.encode)
 
     # -------------------------------------------------------------- going on

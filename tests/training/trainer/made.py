@@ -44,6 +44,17 @@ def model(root: Path, family: tiny_pipelines.Family) -> Path:
     return folder
 
 
+def change_the_middle(file: Path) -> None:
+    """One byte of a large file of weights, far from both ends: as a LoRA in its attention does."""
+    size = file.stat().st_size
+    assert size > 3 << 16
+    with file.open("r+b") as weights:
+        weights.seek(size // 2)
+        (byte,) = weights.read(1)
+        weights.seek(size // 2)
+        weights.write(bytes([byte ^ 1]))
+
+
 def values(family: str, **tables: dict[str, Any]) -> dict[str, Any]:
     """A configuration; `tables` replace or add to its own, key by key (losses as a whole)."""
     found: dict[str, Any] = {

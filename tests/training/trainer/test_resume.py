@@ -208,6 +208,11 @@ def test_other_data_models_and_processes_do_not_go_on(world: Path) -> None:
     scheduler.write_text(text + "\n")
     refused("on another base model")
     scheduler.write_text(text)
+    merged = world / "models/sd15/unet/diffusion_pytorch_model.safetensors"
+    whole = merged.read_bytes()
+    made.change_the_middle(merged)
+    refused("on another base model")
+    merged.write_bytes(whole)
 
     (kept,) = checkpoint.find(world / "out")
     state = json.loads((kept / "state.json").read_text())

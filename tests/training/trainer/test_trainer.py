@@ -85,6 +85,22 @@ def test_cached_or_not_checkpointed_or_not_the_result_is_the_same(world: Path) -
         assert [line["loss"] for line in logs.read(other.files[0].parent)] == pytest.approx(wanted)
 
 
+def test_what_another_encoding_kept_is_made_again(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kept() -> list[int]:
+        state = world / "data/.lora-prep"
+        return [len(list((state / kind).rglob("*.safetensors"))) for kind in ("latents", "texts")]
+
+    made.train(world, "sd15", train={"steps": 1})
+    images, texts = kept()
+    made.train(world, "sd15", train={"steps": 1}, restart=True)
+    assert kept() == [images, texts]
+    monkeypatch.setattr(families, "ENCODING", families.ENCODING - 1)
+    made.train(world, "sd15", train={"steps": 1}, restart=True)
+    assert kept() == [2 * images, 2 * texts]
+
+
 def test_bfloat16_trains_weights_in_float32(world: Path) -> None:
     kept: dict[str, Any] = {}
     finish = loop._Run._finish
