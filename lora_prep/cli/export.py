@@ -43,7 +43,8 @@ Examples:
   lora-prep export --to simpletuner --pairs data/pairs --out train/age --caption "a face"
   lora-prep export --check --out train/dp      reads an export back as its trainer would
 \b
-Exit codes: 0 all well; 1 images were left out, or --check found something; 2 wrong usage.
+Exit codes: 0 all well; 1 images were left out, a configuration that you edited lacks the selected
+blocks, or --check found something; 2 wrong usage.
 """,
 )
 @options.images_argument

@@ -25,6 +25,10 @@ class Config:
     value: Json
     yours: bool = False
     """Meant to be filled in: once it was edited, no later export replaces it."""
+    hint: str = ""
+    """How it is filled in: the end of a note."""
+    blocks: str = ""
+    """The key that tells the trainer of the selected blocks, such as `adapter.exclude_modules`."""
 
     def text(self) -> str:
         """The file's content."""

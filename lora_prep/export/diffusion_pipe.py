@@ -46,7 +46,14 @@ def recipe(plan: Plan, gathered: Gathered) -> Recipe:
             del dataset[key]
     configs = (
         Config("dataset.toml", "diffusion-pipe", dataset),
-        Config("training.toml", "diffusion-pipe-training", _training(plan), yours=True),
+        Config(
+            "training.toml",
+            "diffusion-pipe-training",
+            _training(plan),
+            yours=True,
+            hint=_hint(plan),
+            blocks="adapter.exclude_modules",
+        ),
     )
     command = Command(
         (
@@ -113,21 +120,20 @@ def _training(plan: Plan) -> dict[str, Json]:
     }
 
 
+def _hint(plan: Plan) -> str:
+    """How the training's configuration is filled in."""
+    if plan.family == "flux2":
+        return ": the files as ComfyUI has them"
+    if plan.family not in _MODELS:
+        return " (docs/supported_models.md of diffusion-pipe), or give --model and --base"
+    return ", or give --base"
+
+
 def _notes(plan: Plan) -> list[str]:
-    """What has to be filled in, and what the training cannot be told."""
+    """What the training cannot be told."""
     found = []
     if plan.family and plan.family not in _MODELS:
         found.append(f"diffusion-pipe does not train {plan.family}")
-    if plan.family == "flux2":
-        files = "VAE and TEXT_ENCODER" if plan.base else "MODEL, VAE and TEXT_ENCODER"
-        found.append(f"fill in {files} in training.toml: the files as ComfyUI has them")
-    elif plan.family not in _MODELS:
-        found.append(
-            "fill in `[model]` in training.toml (docs/supported_models.md of diffusion-pipe), or "
-            "give --model and --base"
-        )
-    elif not plan.base:
-        found.append("fill in MODEL in training.toml, or give --base")
     if plan.network_alpha != plan.rank:
         found.append(f"--alpha {plan.network_alpha:g}: diffusion-pipe's alpha is the rank")
     return found

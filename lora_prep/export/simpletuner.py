@@ -45,7 +45,14 @@ def recipe(plan: Plan, gathered: Gathered) -> Recipe:
     )
     configs = (
         Config("multidatabackend.json", "simpletuner", backends),
-        Config("config.json", "simpletuner-training", _training(plan), yours=True),
+        Config(
+            "config.json",
+            "simpletuner-training",
+            _training(plan),
+            yours=True,
+            hint=_hint(plan),
+            blocks="peft_lora_target_modules",
+        ),
     )
     change = ("cd", "/d") if plan.places.style == "windows" else ("cd",)
     cannot = [
@@ -72,7 +79,7 @@ def recipe(plan: Plan, gathered: Gathered) -> Recipe:
         (Command((*change, plan.places())), Command(("simpletuner", "train"))),
         "SimpleTuner takes `config.json` of the folder that it is started in",
         tuple(cannot),
-        tuple(common_notes(plan) + _notes(plan)),
+        tuple(common_notes(plan)),
         {"batch_size": plan.batch_size},
     )
 
@@ -114,12 +121,11 @@ def _training(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _notes(plan: Plan) -> list[str]:
-    if plan.family in _FAMILIES:
-        return []
+def _hint(plan: Plan) -> str:
+    """How `config.json` is filled in."""
     if plan.family:
-        return [f"the name that SimpleTuner has for {plan.family} is not known here: fill it in"]
-    return ["fill in FAMILY (`model_family`) in config.json, or give --model"]
+        return f": the name that SimpleTuner has for {plan.family} is not known here"
+    return " (`model_family`), or give --model"
 
 
 def _of_resolution(plan: Plan, gathered: Gathered, resolution: int) -> list[dict[str, Any]]:

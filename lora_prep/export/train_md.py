@@ -7,10 +7,10 @@ from lora_prep.export.recipe import Recipe
 NAME = "TRAIN.md"
 
 
-def train_md(plan: Plan, gathered: Gathered, recipe: Recipe) -> str:
-    """The text, the same for the same export."""
+def train_md(plan: Plan, gathered: Gathered, recipe: Recipe, *, blocks: bool = True) -> str:
+    """The text, the same for the same export. `blocks`: the trainer is told of those selected."""
     windows = plan.places.style == "windows"
-    lines = [f"# {plan.name}: {plan.trainer}", "", *_contents(plan, gathered, recipe), ""]
+    lines = [f"# {plan.name}: {plan.trainer}", "", *_contents(plan, gathered, recipe, blocks), ""]
     lines += ["## Train", ""]
     intro = recipe.intro
     if not plan.places.root:
@@ -27,7 +27,7 @@ def train_md(plan: Plan, gathered: Gathered, recipe: Recipe) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _contents(plan: Plan, gathered: Gathered, recipe: Recipe) -> list[str]:
+def _contents(plan: Plan, gathered: Gathered, recipe: Recipe, blocks: bool) -> list[str]:
     with_masks = sum(p.mask is not None for p in gathered.pictures)
     lines = [f"- {_count(len(gathered.pictures), 'image')}, {with_masks} with a mask"]
     if plan.uses_masks:
@@ -37,7 +37,8 @@ def _contents(plan: Plan, gathered: Gathered, recipe: Recipe) -> list[str]:
     names = ", ".join(f"`{config.name}`" for config in recipe.configs)
     lines.append(f"- configuration: {names}")
     if plan.selection:
-        lines.append(f"- trained blocks: `{plan.selection.expression}`")
+        what = "trained blocks" if blocks else "selected blocks, which the trainer is not told of"
+        lines.append(f"- {what}: `{plan.selection.expression}`")
     lines.append(
         "- made by `lora-prep export`; run it again after changes, and "
         "`lora-prep export --check --out .` to read it back"

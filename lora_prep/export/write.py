@@ -1,7 +1,7 @@
 """Write an export: pictures first, then the configuration that names them."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from lora_prep import imageio
@@ -10,6 +10,7 @@ from lora_prep.export import module
 from lora_prep.export.about import About
 from lora_prep.export.files import Folder, fingerprint
 from lora_prep.export.gather import Gathered, LeftOut, Picture, gather
+from lora_prep.export.kept import Filled, as_kept, as_written
 from lora_prep.export.kohya import enlarged_size
 from lora_prep.export.pixels import FORMATS, enlarged, plain_image, training_mask, with_alpha
 from lora_prep.export.plan import FLOOR_KEYS, Plan
@@ -39,11 +40,13 @@ class Report:
     removed: list[str] = field(default_factory=list)
     strangers: list[str] = field(default_factory=list)
     configs: tuple[str, ...] = ()
+    blocks_lost: bool = False
+    """A configuration that was edited, and so is kept, lacks the selected blocks."""
 
     @property
     def exit_code(self) -> int:
-        """1 where images were left out that the user did not reject."""
-        return 1 if any(not item.wanted for item in self.left_out) else 0
+        """1 where images were left out that the user did not reject, or the selected blocks."""
+        return 1 if self.blocks_lost or any(not item.wanted for item in self.left_out) else 0
 
 
 def export(
@@ -96,15 +99,23 @@ def export(
             writer.folder.keep(config.name)
         else:
             writer.folder.put(config.name, config.text().encode(), "")
-    text = train_md(plan, gathered, recipe)
+    for config in recipe.configs:
+        if config.name in kept:
+            filled = as_kept(config, plan.out)
+        else:
+            filled = as_written(config) if config.yours else Filled()
+        report.notes += tuple(filled.notes)
+        report.blocks_lost = report.blocks_lost or filled.lost
+    recipe = replace(recipe, notes=recipe.notes + report.notes)
+    told = not report.blocks_lost and (plan.emission is None or plan.emission.value is not None)
+    text = train_md(plan, gathered, recipe, blocks=told)
     writer.folder.put(TRAIN_MD, text.encode(), "")
     writer.folder.finish(_about(plan, shape, recipe, writer).to_json())
     exported = {picture.key for picture in gathered.pictures + gathered.classes}
     report.filled = [key for key in gathered.filled if key in exported]
     report.mended = [key for key in report.mended if key in exported]
     report.images, report.classes = len(gathered.pictures), len(gathered.classes)
-    edited = tuple(f"{name} was edited and is kept: --force writes it anew" for name in kept)
-    report.notes, report.configs = recipe.notes + edited, tuple(c.name for c in recipe.configs)
+    report.notes, report.configs = recipe.notes, tuple(c.name for c in recipe.configs)
     report.changed, report.removed = writer.folder.changed, writer.folder.removed
     folders = [shape.images, shape.masks] + (["class"] if gathered.classes else [])
     folders += [picture.folder for picture in gathered.pictures if picture.folder]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -62,6 +63,52 @@ def test_what_was_filled_in_stays(run, data):
     assert "MODEL" in training.read_text()
     run("diffusion-pipe", "--rank", 4)
     assert "rank = 4" in training.read_text()
+
+
+@pytest.mark.parametrize(
+    ("trainer", "config", "rank", "key"),
+    [
+        ("diffusion-pipe", "training.toml", "adapter.rank", "adapter.exclude_modules"),
+        ("simpletuner", "config.json", "lora_rank", "peft_lora_target_modules"),
+    ],
+)
+def test_what_does_not_reach_a_kept_configuration_is_named(trainer, config, rank, key, run):
+    """Without a word, every block would be trained, whatever --select says."""
+    out = run(trainer, "--no-priors")
+    assert run.result.output.count("fill in ") == 1
+    mine = (out / config).read_text("utf-8")
+    for blank, value in {"TYPE": "flux2", "MODEL": "/m", "FAMILY": "flux2"}.items():
+        mine = mine.replace(blank, value)
+    (out / config).write_text(mine, "utf-8")
+    run(trainer, "--no-priors")
+    assert f"{config} was edited and is kept" in run.result.output
+    assert "this export would" not in run.result.output
+    options = ("--no-priors", "--model", "klein-9b", "--select", "double[0:2]", "--rank", 4)
+    run(trainer, *options, "--dry-run", code=1)
+    run(trainer, *options, code=1)
+    told = (run.result.output, (out / "TRAIN.md").read_text("utf-8"))
+    for text in told:
+        assert f"{config} says `{rank}` is 16: this export would say 4" in text
+        assert f"--select: {config} does not have the selected blocks" in text
+        assert "fill in" not in text
+    assert "trained blocks" not in told[1]
+    assert (out / config).read_text("utf-8") == mine
+    put = re.search(f"put this into it as `{key}`: (.*)", told[1])[1]
+    if trainer == "simpletuner":
+        whole = mine.replace("{", f'{{"{key}": {put},', 1)
+    else:
+        whole = mine.replace("[adapter]", f"[adapter]\nexclude_modules = {put}")
+    (out / config).write_text(whole, "utf-8")
+    run(trainer, *options)
+    assert "--select" not in run.result.output
+    assert "- trained blocks: `double[0:2]`" in (out / "TRAIN.md").read_text("utf-8")
+    run(trainer, "--no-priors")
+    assert f"{config} selects blocks (`{key}`), this export does not" in run.result.output
+    (out / config).write_text("[", "utf-8")
+    run(trainer, *options, code=1)
+    assert f"note: {config} is damaged" in run.result.output
+    run(trainer, *options, "--force")
+    assert "this export would" not in run.result.output
 
 
 def test_another_route_leaves_nothing_behind(run):

@@ -77,3 +77,9 @@ def test_both_sides_of_pairs_are_read_back(pairs, tmp_path, lora_prep):
     assert "reads 3 images" in result.output
     assert "negative/zz.png is not of this export" in result.output
     assert "does not find negative/more__b.png" in result.output
+
+
+def test_variants_have_no_other_half(pairs, tmp_path, lora_prep):
+    given = ("--pairs", pairs, "--augmented-from", pairs / "positive", "--out", tmp_path / "out")
+    result = lora_prep("export", "--to", "simpletuner", *given, "--caption", "a face", code=2)
+    assert "variants would have no other half" in result.output

@@ -174,13 +174,21 @@ def test_out_must_not_touch_the_source(place, data, lora_prep):
         ("kohya", ("--slider", "a", "b"), "trains no slider from prompts"),
         ("diffusion-pipe", ("--model", "sdxl", "--select", "mid"), "does not read [adapter]"),
         ("diffusion-pipe", ("--model", "klein-9b"), "fill in MODEL, VAE and TEXT_ENCODER"),
-        ("diffusion-pipe", (), "fill in `[model]` in training.toml"),
+        ("simpletuner", (), "fill in FAMILY in config.json (`model_family`), or give --model"),
+        ("diffusion-pipe", (), "fill in TYPE and MODEL in training.toml (docs/"),
     ],
 )
 def test_what_a_trainer_has_no_key_for_is_told(trainer, options, said, run):
     out = run(trainer, *options)
     assert said in run.result.output
     assert said in (out / "TRAIN.md").read_text("utf-8")
+
+
+def test_blocks_that_a_trainer_cannot_be_told_are_not_called_trained(run):
+    out = run("diffusion-pipe", "--model", "sdxl", "--select", "mid")
+    text = (out / "TRAIN.md").read_text("utf-8")
+    assert "selected blocks, which the trainer is not told of: `mid`" in text
+    assert "trained blocks" not in text
 
 
 def test_names_are_flat_unique_and_safe():
