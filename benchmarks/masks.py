@@ -53,13 +53,8 @@ MODELS = {
     f"hiera_{letter}": f"configs/sam2/sam2_hiera_{letter}.yaml" for letter in ("t", "s", "b+", "l")
 }
 
-
-RECIPE, OURS, DETECTING, ENCODER = (
-    "recipe's loop",
-    "lora-prep",
-    "lora-prep, detecting",
-    "bare encoder",
-)
+RECIPE, OURS = "recipe's loop", "lora-prep"
+DETECTING, ENCODER = "lora-prep, detecting", "bare encoder"
 
 
 @dataclass(frozen=True)

@@ -293,10 +293,9 @@ def _look(columns: Sequence[Column]) -> list[str]:
 def _names(column: Column) -> list[str]:
     from lora_prep.errors import DatasetError
 
-    names = column.view.names()
-    if not names:
-        raise DatasetError(f"{column.title} would find no image in {column.view.layout.images}")
-    return names
+    if names := column.view.names():
+        return names
+    raise DatasetError(f"{column.title} would find no image in {column.view.layout.images}")
 
 
 def _light(seen: "Seen") -> "Seen":
@@ -315,10 +314,8 @@ def _draw(out: Path, columns: Sequence[Column], names: list[str], limit: int, ti
     from lora_prep.cli.console import name as printable
     from lora_prep.trainers import sheet
 
-    rows = []
     shown = [n for n in names if all(n in c.seen for c in columns)][:limit] or names[:limit]
-    for name in shown:
-        rows.append(sheet.Row(printable(name), [column.view.see(name) for column in columns]))
+    rows = [sheet.Row(printable(n), [column.view.see(n) for column in columns]) for n in shown]
     total = len(names)
     more = f"{len(rows)} of {total} images" if len(rows) < total else f"{total} images"
     data = sheet.draw(f"{title}: {more}", [column.title for column in columns], rows)
