@@ -135,6 +135,10 @@ class Toy:
             for side, light in (("positive", 1.4), ("negative", 0.6)):
                 lit = cv2.convertScaleAbs(picture(i), alpha=light)
                 save(folder / f"data/pairs/{side}/{i}.png", np.asarray(lit, np.uint8))
+        for pairs, sides in (("swapped", ("negative", "positive")), ("equal", ("positive",) * 2)):
+            (folder / "data" / pairs).mkdir()
+            for side, seen in zip(("positive", "negative"), sides, strict=True):
+                (folder / "data" / pairs / side).symlink_to(folder / "data/pairs" / seen)
         pipeline = tiny_pipelines.build("flux2-klein")
         pipeline.vae.bn.running_var.fill_(0.01)  # what is in a picture then outweighs the noise
         family = families.wrap(pipeline, self._settings)
@@ -206,14 +210,15 @@ class Toy:
         seconds = (time.process_time() - began) / steps
         return self.measure(done.files[0], seconds)
 
-    def slider(self, steps: int) -> Path:
-        """A LoRA that slides from dark to bright."""
+    def slider(self, steps: int, pairs: str = "pairs") -> Path:
+        """A LoRA that slides from dark to bright; of `swapped` pairs from bright to dark, and of
+        `equal` ones nowhere."""
         values = self.values(
             {"paired_slider": {}},
             steps=steps,
             priors=False,
             data={"caption": CAPTION},
-            slider={"pairs": "data/pairs"},
+            slider={"pairs": f"data/{pairs}"},
         )
         config = run_config.from_dict(values, "toy", self.folder)
         return loop.train(plan(config, self.base), restart=True, say=lambda _: None).files[0]

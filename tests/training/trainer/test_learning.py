@@ -86,5 +86,12 @@ def test_class_drift_falls(runs: Runs, term: dict[str, Any], priors: bool) -> No
 
 
 def test_a_slider_is_monotone_over_its_range(runs: Runs) -> None:
-    assert slides(runs.toy.slide(runs.toy.slider(20)))
-    assert not slides(runs.toy.slide(None))
+    def slide(pairs: str) -> list[float]:
+        return runs.toy.slide(runs.toy.slider(20, pairs))
+
+    assert slides(slide("pairs"))
+    # The same training, of pairs that do not differ and of pairs the other way round, does not.
+    assert not slides(slide("equal"))
+    swapped = slide("swapped")
+    assert not slides(swapped)
+    assert slides(swapped[::-1])
