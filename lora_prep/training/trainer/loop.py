@@ -59,6 +59,8 @@ def train(plan: Plan, *, restart: bool = False, say: Say = print) -> Done:
     bf16 = config.model.dtype == "bfloat16" or (config.model.dtype == "auto" and cuda)
     accelerator = Accelerator(mixed_precision="no")  # autocast is the run's own, see _Run
     out = config.save.out
+    say = say if accelerator.is_main_process else _quiet
+    say(f"hashing {plan.base}")
     setting = checkpoint.Setting(
         config.fingerprint(),
         identity_of(plan.base),
@@ -73,7 +75,6 @@ def train(plan: Plan, *, restart: bool = False, say: Say = print) -> Done:
     if not restart:
         existing.check(config, fresh=found is None)
     dtype = torch.bfloat16 if bf16 else torch.float32
-    say = say if accelerator.is_main_process else _quiet
     run = _Run(plan, accelerator, dtype, say, setting)
     if restart and accelerator.is_main_process:  # only now: what could fail has not
         checkpoint.remove(out)
