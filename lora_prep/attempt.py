@@ -195,7 +195,7 @@ class Attempt:
 
     def failed(self, task: Task, error: ItemError, checked: Checked[Any] | None = None) -> Finished:
         """The end of an item that cannot be worked on."""
-        return self._ended(task, Status.FAILED, checked, str(error), code=error.code)
+        return self._ended(task, Status.FAILED, checked, str(error), error.info, code=error.code)
 
     def _ended(
         self,
@@ -222,6 +222,7 @@ class Attempt:
             message=message,
             info=info,
             warnings=warnings,
+            maker=_maker(task.previous),
         )
         return Finished(task.item, entry, status)
 
@@ -371,6 +372,11 @@ def _still(previous: Entry) -> Status:
 
 def _written(previous: Entry | None) -> Mapping[str, Stamp]:
     return previous.outputs if previous else {}
+
+
+def _maker(previous: Entry | None) -> Entry | None:
+    """The attempt that wrote what `_written` says."""
+    return previous if previous and previous.status is Status.DONE else previous and previous.maker
 
 
 @contextmanager

@@ -39,6 +39,8 @@ MAX_BYTES = 4 << 30
 
 MAX_HEADER = 1 << 20
 
+NO_SAFETENSORS = "it is no safetensors file, or only a piece of one"
+
 UNIT = 1e-3
 """How far a vector's length may be from 1."""
 
@@ -190,6 +192,22 @@ def read_embeddings(path: Path) -> Embeddings:
         raise _wrong(path, str(error)) from error
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata alone: the file's beginning is read. Raises OSError, or ValueError."""
+    with path.open("rb") as file:
+        head = file.read(8)
+        length = int.from_bytes(head, "little")
+        if len(head) < 8 or length > MAX_HEADER:
+            raise ValueError(NO_SAFETENSORS)
+        try:
+            metadata = json.loads(file.read(length))["__metadata__"]
+        except (KeyError, TypeError, RecursionError) as error:
+            raise ValueError(f"its header is no safetensors header ({error!r})") from error
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise ValueError("its metadata are not texts")
+    return metadata
+
+
 def from_bytes(data: bytes) -> Embeddings:
     """What `to_bytes` wrote. Raises ValueError, saying what is wrong, on any other input."""
     tensors, metadata = _parse(data)
@@ -235,7 +253,7 @@ def _parse(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Tensors and metadata of a safetensors file, the tensors as views of `data`."""
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or length > min(MAX_HEADER, len(data) - 8):
-        raise ValueError("it is no safetensors file, or only a piece of one")
+        raise ValueError(NO_SAFETENSORS)
     try:
         header = json.loads(data[8 : 8 + length])
         metadata = header.pop("__metadata__", {})

@@ -10,6 +10,8 @@ LoraPrepError
 Anything else that surfaces is a bug in lora-prep.
 """
 
+from typing import Any
+
 
 class LoraPrepError(Exception):
     """Base of all errors with a message for the user: what is wrong, where, what to do next."""
@@ -34,9 +36,13 @@ class OutOfMemory(BackendError):
 class ItemError(LoraPrepError):
     """One item cannot be worked on; the others can.
 
-    `code` is a short stable word for machines, such as `no-face` or `unreadable`.
+    `code` is a short stable word for machines, such as `no-face` or `unreadable`. `info` names the
+    conditional settings (see `Item`) that made it an error, with their values.
     """
 
-    def __init__(self, message: str, *, code: str = "failed") -> None:
+    def __init__(
+        self, message: str, *, code: str = "failed", info: dict[str, Any] | None = None
+    ) -> None:
         super().__init__(message)
         self.code = code
+        self.info = info

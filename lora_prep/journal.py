@@ -106,9 +106,14 @@ class Entry:
     message: str = ""
     info: dict[str, Json] | None = None
     warnings: tuple[str, ...] = ()
+    maker: "Entry | None" = None
+    """The attempt that wrote the outputs, where this one wrote none."""
 
     def to_line(self) -> str:
         """One line of JSON, with its end of line."""
+        return json.dumps(self._to_json(), separators=(",", ":")) + "\n"
+
+    def _to_json(self) -> dict[str, Json]:
         value: dict[str, Json] = {
             "key": self.key,
             "status": self.status,
@@ -119,12 +124,17 @@ class Entry:
         for name in ("code", "message", "info", "warnings"):
             if getattr(self, name):
                 value[name] = getattr(self, name)
-        return json.dumps(value, separators=(",", ":")) + "\n"
+        if self.maker:
+            value["maker"] = self.maker._to_json()
+        return value
 
     @classmethod
     def from_line(cls, line: bytes | str) -> "Entry":
         """The entry on a line. Raises one of `NOT_AN_ENTRY` on any other input."""
-        value = json.loads(line)
+        return cls._from_json(json.loads(line))
+
+    @classmethod
+    def _from_json(cls, value: Json) -> "Entry":
         return cls(
             key=str(value["key"]),
             status=Status(value["status"]),
@@ -135,6 +145,7 @@ class Entry:
             message=str(value.get("message", "")),
             info=value.get("info"),
             warnings=tuple(str(w) for w in value.get("warnings", ())),
+            maker=cls._from_json(value["maker"]) if value.get("maker") else None,
         )
 
 

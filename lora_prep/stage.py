@@ -30,8 +30,9 @@ class Item:
     """Where this item's files lay under other settings. What it wrote there gives way to `outputs`;
     what others wrote there is none of its business."""
     conditional: Mapping[str, Json] = field(default_factory=dict)
-    """Settings that change some items only. Where one did, `Saved.info` names it with its value:
-    the item is done again once the value is another, and all others stay as they are."""
+    """Settings that change some items only. Where one did, `Saved.info` (or `ItemError.info`) names
+    it with its value: the item is done again once the value is another, and all others stay as they
+    are."""
 
 
 @dataclass(frozen=True, slots=True)

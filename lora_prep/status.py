@@ -2,10 +2,10 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from lora_prep.dataset import Dataset, is_image
 from lora_prep.journal import Entry, Journal
@@ -41,6 +41,8 @@ class Standing:
     """Path of its first input relative to the root, or the item's own name where it has none."""
     state: State
     message: str = ""
+    folder: str = ""
+    """For normalize: the folder that it was run on, relative to the root."""
 
 
 @dataclass
@@ -67,6 +69,8 @@ def steps(dataset: Dataset) -> Iterator[Step]:
             with Journal(path, read_only=True) as journal:
                 step.items.extend(_standing(entry, dataset.root, name) for entry in journal)
                 step.items.extend(_not_begun(journal, dataset, name, masks=name == masks))
+                if name.startswith("normalize"):
+                    step.items = list(_with_folders(step.items, journal))
         else:
             step.items.extend(
                 Standing(
@@ -143,3 +147,22 @@ def _not_begun(journal: Journal, dataset: Dataset, step: str, *, masks: bool) ->
             key = f"{folder}/{name}" if folder else name
             if key not in known and not name.startswith(".") and is_image(name):
                 yield Standing(key, State.MISSING)
+
+
+def _with_folders(items: Iterable[Standing], journal: Iterable[Entry]) -> Iterator[Standing]:
+    """Tell each photograph of the folder that it was copied from.
+
+    A copy `faces/a/b.jpg` of `../photos/a/b.heic` says `../photos`. What has no copy goes with the
+    others in its folder, or else in the one above that.
+    """
+    of_items: dict[str, PurePosixPath] = {}
+    of_places: dict[PurePosixPath, PurePosixPath] = {}
+    for entry in journal:
+        for output in list(entry.outputs)[:1]:
+            photo = PurePosixPath(entry.key)
+            folder = PurePosixPath(*photo.parts[: -output.count("/") or None])
+            of_items[entry.key] = of_places[photo.parent] = of_places[folder] = folder
+    for item in items:
+        places = PurePosixPath(item.key).parents
+        nearest = next((of_places[p] for p in places if p in of_places), places[0])
+        yield replace(item, folder=str(of_items.get(item.key, nearest)))

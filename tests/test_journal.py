@@ -1,6 +1,7 @@
 """The journal survives what happens to files."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ STAMPS = st.builds(
     before=st.none() | st.tuples(st.integers(0, 2**63), st.integers(0, 2**63)),
 )
 TEXT = st.text(max_size=30)
-ENTRIES = st.builds(
+MADE = st.builds(
     Entry,
     key=TEXT,
     status=st.sampled_from(Status),
@@ -30,6 +31,7 @@ ENTRIES = st.builds(
     info=st.none() | st.dictionaries(TEXT, st.integers(), min_size=1, max_size=2),
     warnings=st.lists(TEXT, max_size=2).map(tuple),
 )
+ENTRIES = st.builds(replace, MADE, maker=st.none() | MADE)
 
 
 def entry(key: str, status: Status = Status.DONE) -> Entry:

@@ -17,13 +17,16 @@ if TYPE_CHECKING:
     from lora_prep.types import Json
 
 
-def remake(dataset: "Dataset", stale: Sequence[str], *, dry_run: bool) -> bool:
-    """Run `lora-prep masks` with the configuration's settings, where it writes over just these.
+def remake(
+    dataset: "Dataset", stale: Sequence[str], without: Sequence[str], *, dry_run: bool
+) -> bool:
+    """Run `lora-prep masks` with the configuration's settings, where it writes just what is wanted.
 
-    The journal has the settings only as a hash. If that of the configuration's is another, or if
-    they would replace other masks as well, the command is only named. Masks that are missing are
-    made along with them. The configuration is that of the command that is running. Paths are
-    relative to the data set's root. Returns whether masks were made.
+    That is the masks `stale`, and those of the images `without` one that are to be mended, too. The
+    journal has the settings only as a hash. If that of the configuration's is another, or if they
+    would write other masks as well, the command is only named. The configuration is that of the
+    command that is running. Paths are relative to the data set's root. Returns whether masks were
+    made.
     """
     command = [sys.executable, "-m", "lora_prep", "masks", str(dataset.images)]
     command += ["--out", str(dataset.masks), *(["--recursive"] * dataset.recursive)]
@@ -31,14 +34,11 @@ def remake(dataset: "Dataset", stale: Sequence[str], *, dry_run: bool) -> bool:
     command += ["--config", str(config.path)] if config.path else []
     plan = _run([*command, "--dry-run", "--json"])
     count = f"{len(stale)} stale mask{'s' * (len(stale) != 1)}"
-    wanted = None if plan is None else _to_make(plan, dataset, stale)
-    if wanted is None:
-        click.echo(
-            f"left alone  A001  {count}: run `lora-prep masks` with the options that made them",
-            err=True,
-        )
+    wanted = {_mask_of(dataset, key) for key in without}
+    if reason := _obstacle(plan, dataset, set(stale), wanted):
+        click.echo(f"left alone  A001  {count}: {reason}", err=True)
         return False
-    missing = wanted - set(stale)
+    missing = _made(plan, dataset) - set(stale)
     if dry_run:
         click.echo(f"would make  A001  {count}", err=True)
         if missing:
@@ -52,20 +52,30 @@ def remake(dataset: "Dataset", stale: Sequence[str], *, dry_run: bool) -> bool:
     return bool(made)
 
 
-def _to_make(plan: "Json", dataset: "Dataset", stale: Sequence[str]) -> set[str] | None:
-    """The masks that a plan makes: stale ones, as they were made, and such as are not there.
+def _obstacle(plan: "Json", dataset: "Dataset", stale: set[str], wanted: set[str]) -> str:
+    """Why a plan is not to be carried out, or nothing.
 
-    None where it makes no stale one anew, or would write over another.
+    It has to make stale masks as they were made, and others only where they are wanted.
     """
+    other = "run `lora-prep masks` with the options that made them"
+    if plan is None or any(item["code"] == "other-settings" for item in plan["items"]):
+        return other
     made = _made(plan, dataset)
-    others = made - set(stale)
-    same = all(item["code"] != "other-settings" for item in plan["items"])
-    kept = not any(os.path.lexists(dataset.root / mask) for mask in others)
-    return made if same and kept and len(made) > len(others) else None
+    if stale <= _made(plan, dataset, "skipped"):
+        return "`lora-prep masks` leaves their images out: take them out, or draw their masks"
+    if not made & stale or any(os.path.lexists(dataset.root / mask) for mask in made - stale):
+        return other
+    if unasked := made - stale - wanted:
+        return (
+            f"`lora-prep masks` would also make {len(unasked)} that "
+            f"{'is' if len(unasked) == 1 else 'are'} missing: --select A001,P001 makes all"
+        )
+    return ""
 
 
-def _made(document: "Json", dataset: "Dataset") -> set[str]:
-    return {_mask_of(dataset, i["key"]) for i in document["items"] if i["status"] == "done"}
+def _made(document: "Json", dataset: "Dataset", status: str = "done") -> set[str]:
+    """The masks of all items that end in one way."""
+    return {_mask_of(dataset, i["key"]) for i in document["items"] if i["status"] == status}
 
 
 def _mask_of(dataset: "Dataset", key: str) -> str:

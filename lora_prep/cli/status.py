@@ -2,10 +2,11 @@
 
 import json
 import os
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import click
@@ -16,7 +17,7 @@ from lora_prep.cli.options import FOLDER
 
 if TYPE_CHECKING:
     from lora_prep.dataset import Dataset
-    from lora_prep.status import State, Step
+    from lora_prep.status import Standing, State, Step
     from lora_prep.types import Json
 
 
@@ -110,21 +111,34 @@ def _advice(
 
 def _taken_out(step: "Step") -> list[str]:
     """Photographs whose copy somebody has deleted, most likely on purpose."""
+    gone = step.items if step.name.startswith("normalize") else ()
+    return [item.key for item in gone if _is_taken_out(item)]
+
+
+def _is_taken_out(item: "Standing") -> bool:
     from lora_prep.status import State
 
-    gone = step.items if step.name.startswith("normalize") else ()
-    return [item.key for item in gone if item.state is State.MISSING and item.message]
+    return item.state is State.MISSING and bool(item.message)
 
 
 def _command(step: "Step", dataset: "Dataset") -> str:
-    """What to call for a step; normalize wants to know where from and where to."""
-    from lora_prep.cli.console import short
+    """What to call for a step; normalize wants to know where from and where to.
 
-    name, _, folder = step.name.partition("-")
+    Photographs of several folders take as many calls: this is the first one's.
+    """
+    from lora_prep.cli.console import short
+    from lora_prep.status import State
+
+    name, _, out = step.name.partition("-")
     if name != "normalize":
         return name
-    photos = Path(os.path.normpath(dataset.root / step.items[0].key)).parent
-    return f"normalize {short(photos)} --out {short(dataset.root / folder)}"
+    due = (State.STALE, State.MISSING)
+    folder = next(i.folder for i in step.items if i.state in due and not _is_taken_out(i))
+    within = {str(PurePosixPath(i.key).parent) for i in step.items if i.folder == folder}
+    photos = shlex.quote(short(Path(os.path.normpath(dataset.root / folder))))
+    target = shlex.quote(short(dataset.root / out))
+    recursive = " --recursive" * (within != {folder})
+    return f"normalize {photos} --out {target}{recursive}"
 
 
 def _as_json(dataset: "Dataset", found: Sequence["Step"]) -> dict[str, "Json"]:

@@ -214,7 +214,8 @@ def _fix(dataset: "Dataset", report: "Report", *, dry_run: bool) -> bool:
         if folder:
             click.echo(f"trash: {short(folder)} (--undo {short(folder)} puts all back)", err=True)
     stale = sorted({issue.path for issue in report.issues if issue.code == "A001"})
-    remade = bool(stale) and remake(dataset, stale, dry_run=dry_run)
+    without = [issue.path for issue in report.issues if issue.code == "P001"]
+    remade = bool(stale) and remake(dataset, stale, without, dry_run=dry_run)
     if not planned and not stale:
         click.echo("nothing that --fix can mend", err=True)
     return bool(planned) or remade

@@ -206,10 +206,11 @@ class Masking:
         self._remember(item, result)
         if not result.wanted and stage.no_face in ("fail", "skip"):
             message = self._no_face(result)
+            policy: dict[str, Json] = {"no_face": stage.no_face}
             if stage.no_face == "skip":
-                return Saved(skipped=message, info={"no_face": "skip"})
+                return Saved(skipped=message, info=policy)
             code = "nobody-alike" if result.faces and prepared.likeness else "no-face"
-            raise ItemError(message, code=code)
+            raise ItemError(message, code=code, info=policy)
         mask, warnings = self._finish(result)
         info = {
             "faces": len(result.faces),

@@ -41,19 +41,35 @@ AUGMENTED = "augmented"
     reason="the image was changed after its mask was made: what is trained is no longer what the "
     "mask covers, and no trainer can see that.",
     fix="make it anew with `lora-prep masks`, which leaves masks alone that are up to date; or "
-    "--fix",
+    "--fix. Where none can be made any more, take the image out, or draw its mask",
 )
 def stale_mask(listing: Listing) -> Findings:
     """By the journal. Masks that were drawn or edited since are yours, and not judged."""
-    names = set(listing.mask_stems)
     with _journal(listing, _masks_journal(listing)) as entries:
         for entry in entries:
-            stale = _changed(listing, entry.inputs)
-            for output, stamp in entry.outputs.items() if stale and _is_done(entry) else ():
-                path = listing.dataset.root / output
-                stem = output.removeprefix(listing.mask_key(""))
-                if stem_of(stem) in names and _is(path, stamp):
-                    yield output, f"{' and '.join(stale)} was changed after it was made"
+            maker = _maker(entry)
+            stale = _changed(listing, maker.inputs)
+            since = f"; since then, none could be made: {entry.message}" if _is_left(entry) else ""
+            for output in _masks_there(listing, maker) if stale and _is_done(maker) else ():
+                yield output, f"{' and '.join(stale)} was changed after it was made{since}"
+
+
+@error(
+    "A010",
+    "Mask that is left from before",
+    reason="`lora-prep masks` was run with other settings since, and by those the image gets no "
+    "mask: the one that lies there is still trained on.",
+    fix="take the image out, or draw its mask; or make it anew with the options that made it",
+)
+def left_mask(listing: Listing) -> Findings:
+    """By the journal, of images that are as they were: those that are not have A001."""
+    with _journal(listing, _masks_journal(listing)) as entries:
+        for entry in entries:
+            maker = _maker(entry)
+            if _is_left(entry) and not (_is_same(maker, entry) or _changed(listing, maker.inputs)):
+                ended = "left the image out" if entry.status is Status.SKIPPED else "failed"
+                for output in _masks_there(listing, maker):
+                    yield output, f"the last run {ended}: {entry.message}"
 
 
 @error(
@@ -224,10 +240,10 @@ def _journal(listing: Listing, name: str) -> Iterator[Iterator[Entry]]:
 
 
 def _augmentations(listing: Listing) -> Iterator[Entry]:
-    """The entries of all journals of `lora-prep augment`: each `--out` has its own."""
+    """What made the pairs, by all journals of `lora-prep augment`: each `--out` has its own."""
     for path in sorted(listing.dataset.state.glob("augment*.jsonl")):
         with _journal(listing, path.stem) as entries:
-            yield from entries
+            yield from map(_maker, entries)
 
 
 def _masks_journal(listing: Listing) -> str:
@@ -237,6 +253,36 @@ def _masks_journal(listing: Listing) -> str:
 
 def _is_done(entry: Entry) -> bool:
     return entry.status is Status.DONE
+
+
+def _maker(entry: Entry) -> Entry:
+    """The attempt that wrote an item's files: this one, unless it wrote none."""
+    return entry.maker or entry
+
+
+def _is_left(entry: Entry) -> bool:
+    """Whether the files of an item, if there are any, are those of an earlier attempt."""
+    return entry.status in (Status.FAILED, Status.SKIPPED)
+
+
+def _is_same(maker: Entry, entry: Entry) -> bool:
+    """Whether an attempt had the settings of the one before, as far as it says.
+
+    It does not where an input could not be read, or was another.
+    """
+    if maker is entry:  # a journal of before `Entry.maker`
+        return False
+    known = [s.sha256 for s in entry.inputs.values()] == [s.sha256 for s in maker.inputs.values()]
+    facts = [(one.info or {}).get("no_face") for one in (maker, entry)]
+    return not known or (maker.fingerprint == entry.fingerprint and facts[0] == facts[1])
+
+
+def _masks_there(listing: Listing, entry: Entry) -> Iterator[str]:
+    """The masks of the data set that an attempt has written, where they are as it wrote them."""
+    names, folder = listing.mask_stems, listing.mask_key("")
+    for output in _there(listing, entry):
+        if stem_of(output.removeprefix(folder)) in names:
+            yield output
 
 
 def _there(listing: Listing, entry: Entry) -> list[str]:
@@ -260,6 +306,7 @@ def _is(path: Path, stamp: Stamp) -> bool:
 
 LISTING_CHECKS: tuple[Check[Listing], ...] = (
     stale_mask,
+    left_mask,
     stale_augmentation,
     without_parent,
     unknown_origin,

@@ -1,15 +1,13 @@
 """Family E: are the embeddings those of these images, and of one person?"""
 
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from lora_prep.embeddings import Embeddings, from_bytes, read_embeddings
+from lora_prep.embeddings import Embeddings, read_embeddings, read_metadata
 from lora_prep.errors import DatasetError
 from lora_prep.faces import faces_path
 from lora_prep.journal import hash_file
@@ -217,34 +215,34 @@ def none_at_all(faces: Faces) -> Findings:
     fix="run `lora-prep embed` again, with the model that is meant",
 )
 def other_model(faces: Faces) -> Findings:
-    """By the newest record of an image, where it is newer than the file."""
-    if faces.rows is None or (newest := _newest_record(faces)) is None:
-        return
-    try:
-        record = from_bytes(newest.read_bytes()).metadata
-    except (OSError, ValueError):
+    """By the records of the images that the file has, whatever their dates."""
+    if faces.rows is None:
         return
     about = faces.rows.metadata
     made_by = f"{about.get('model')} sha256={about.get('model_sha256')} "
-    recogniser, detector = record.get("recogniser", ""), record.get("detector")
-    if recogniser and not recogniser.startswith(made_by):
-        later = recogniser.split(" sha256=")[0]
-        yield faces.key, f"it is by {about.get('model')}; {later} came later"
-    elif detector and detector != about.get("detector"):
-        yield faces.key, "the faces in it were found by another detector than the last run's"
+    for path in _records(faces):
+        try:
+            record = read_metadata(path)
+        except (OSError, ValueError):
+            continue
+        recogniser, detector = record.get("recogniser", ""), record.get("detector")
+        if recogniser and not recogniser.startswith(made_by):
+            later = recogniser.split(" sha256=")[0]
+            yield faces.key, f"it is by {about.get('model')}; {later} came later"
+            return
+        if detector and detector != about.get("detector"):
+            yield faces.key, "the faces in it were found by another detector than the last run's"
+            return
 
 
-def _newest_record(faces: Faces) -> Path | None:
-    """The record of an image that was written last, if that was after the file."""
+def _records(faces: Faces) -> Iterator[Path]:
+    """Where the record of each image is that is there and that the file has."""
     dataset = faces.listing.dataset
-    records = faces_path(dataset, dataset.sample("any")).parent.relative_to(dataset.state / "faces")
-    newest, when = None, faces.path.stat().st_mtime_ns
-    with suppress(OSError), os.scandir(dataset.state / "identities" / records) as entries:
-        for entry in entries:
-            written = entry.stat().st_mtime_ns if entry.name.endswith(".safetensors") else 0
-            if written > when:
-                newest, when = Path(entry.path), written
-    return newest
+    for name in faces.listing.images.images if faces.sources else ():
+        if name not in faces.sources:
+            continue
+        path = faces_path(dataset, dataset.sample(name)).relative_to(dataset.state / "faces")
+        yield (dataset.state / "identities" / path).with_suffix(".safetensors")
 
 
 def _is_newer(path: Path, than: Path) -> bool:

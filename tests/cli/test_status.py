@@ -1,6 +1,7 @@
 """`lora-prep status`: what is done, stale and missing."""
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -126,3 +127,28 @@ def test_new_photographs_are_missing_from_normalize(
     result = lora_prep("status", out)
     assert table(result.output, "normalize-faces") == {"done": 9, "missing": 2}
     assert f"next: lora-prep normalize {faces} --out {out}\n" in result.output
+
+
+def test_normalize_is_called_for_the_folder_that_is_due(
+    faces: Path, tmp_path: Path, lora_prep: Callable[..., object]
+) -> None:
+    out, first, second = tmp_path / "set" / "faces", tmp_path / "a few", tmp_path / "it's more"
+    for folder, names in ((first, ["p00.png"]), (second / "in" / "depth", ["p02.png", "p04.png"])):
+        folder.mkdir(parents=True)
+        for name in names:
+            shutil.copy(faces / name, folder / name)
+    lora_prep("normalize", first, "--out", out)
+    lora_prep("normalize", second, "--recursive", "--out", out)
+    shutil.copy(faces / "p06.png", second / "in" / "depth" / "p02.png")
+    (next_line,) = (
+        line
+        for line in lora_prep("status", out, "--recursive").output.splitlines()
+        if line.startswith("next: lora-prep ")
+    )
+    called = shlex.split(next_line.removeprefix("next: lora-prep "))
+    assert called == ["normalize", str(second), "--out", str(out), "--recursive"]
+    lora_prep(*called)
+    assert "next: lora-prep masks\n" in lora_prep("status", out, "--recursive").output
+    shutil.copy(faces / "p08.png", first / "new.png")
+    result = lora_prep("status", out, "--recursive")
+    assert f"next: lora-prep normalize '{first}' --out {out}\n" in result.output

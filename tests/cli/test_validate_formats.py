@@ -9,7 +9,9 @@ from urllib.parse import unquote
 import pytest
 from click.testing import Result
 
+from lora_prep.imageio import encode_image
 from lora_prep.validate import CHECKS, Level
+from sample_data.portraits import Portrait
 from tests.validate.made import Data, ellipse, encode, photo
 
 Run = Callable[..., Result]
@@ -155,9 +157,12 @@ def test_stale_masks_are_made_anew_with_the_settings_that_made_them(
     Path("lora-prep.toml").write_text('[masks]\npreset = "embedded"\nno-face = "black"\n')
     data.image("new.jpg")  # images without a mask are no obstacle
     (data.faces / "broken.jpg").write_bytes(b"no picture")
-    planned = lora_prep("validate", "--fix", "--dry-run", "--select", "A001", code=1).stderr
+    alone = lora_prep("validate", "--fix", "--select", "A001", code=1).stderr
+    assert "left alone  A001  1 stale mask: `lora-prep masks` would also make 2 that are" in alone
+    both = ("--select", "A001,P001")
+    planned = lora_prep("validate", "--fix", "--dry-run", *both, code=1).stderr
     assert "would make  A001  1 stale mask\nwould make  P001  2 missing" in planned
-    done = lora_prep("validate", "--fix", "--select", "A001")
+    done = lora_prep("validate", "--fix", *both, code=1)
     assert "did make  A001  1 of 1 stale mask\ndid make  P001  1 of 2 missing" in done.stderr
     assert (data.masks / "b.png").stat().st_mtime_ns == made
     assert (data.masks / "new.png").is_file()
@@ -181,6 +186,65 @@ def test_stale_masks_of_other_settings_are_left_alone_even_if_all_are_stale(
     Path("mine.toml").write_text(used)  # the file that is named counts, not the nearest one
     done = lora_prep("validate", "data", "--fix", "--select", "A001", "--config", "mine.toml")
     assert "did make  A001  2 of 2 stale masks" in done.stderr
+
+
+@pytest.fixture
+def portrait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, portraits: list[Portrait]) -> Data:
+    """An image with a face, and one without."""
+    monkeypatch.chdir(tmp_path)
+    made = Data(tmp_path / "data")
+    made.image("p.png", encode_image(portraits[0].image, "png"))
+    made.image("wall.png", encode(photo((320, 320))))
+    return made
+
+
+def test_what_failed_for_want_of_a_face_is_not_made_with_another_no_face(
+    portrait: Data, portraits: list[Portrait], lora_prep: Run
+) -> None:
+    used = '[masks]\npreset = "embedded"\nno-face = "fail"\n'
+    Path("lora-prep.toml").write_text(used)
+    lora_prep("masks", "data/faces", code=1)
+    portrait.image("p.png", encode_image(portraits[2].image, "png"))
+    Path("lora-prep.toml").write_text(used.replace("fail", "white"))
+    done = lora_prep("validate", "--fix", code=1)
+    assert "run `lora-prep masks` with the options that made them" in done.stderr
+    assert [path.name for path in portrait.masks.iterdir()] == ["p.png"]
+
+
+@pytest.mark.parametrize("no_face", ["fail", "skip"])
+def test_a_stale_mask_stays_one_if_none_can_be_made(
+    portrait: Data, lora_prep: Run, no_face: str
+) -> None:
+    (portrait.faces / "wall.png").unlink()
+    Path("lora-prep.toml").write_text(f'[masks]\npreset = "embedded"\nno-face = "{no_face}"\n')
+    lora_prep("masks", "data/faces")
+    lora_prep("validate")
+    portrait.image("p.png", encode(photo((320, 320))))
+    done = lora_prep("validate", "--fix", code=1)
+    assert "did make  A001  0 of 1 stale mask" in done.stderr
+    said = lora_prep("validate", code=1).stdout
+    assert "faces/p.png was changed after it was made; since then, none could be made" in said
+    if no_face == "skip":  # else it is tried again
+        again = lora_prep("validate", "--fix", code=1)
+        assert "`lora-prep masks` leaves their images out" in again.stderr
+
+
+@pytest.mark.parametrize("no_face", ["fail", "skip"])
+def test_a_mask_that_later_settings_would_not_make(
+    data: Data, lora_prep: Run, no_face: str
+) -> None:
+    for path in (*data.masks.iterdir(), data.faces / HOSTILE):
+        path.unlink()
+    options = ("data/faces", "--preset", "embedded", "--min-face", "100000")
+    lora_prep("masks", *options, "--no-face", "white")
+    lora_prep("validate", "--select", "A")
+    lora_prep("masks", *options, "--no-face", no_face, code=None)
+    said = lora_prep("validate", "--select", "A", code=1).stdout
+    assert said.count("A010  error    the last run") == 2
+    data.mask("a.png", 255 - ellipse())  # drawn by hand since
+    assert lora_prep("validate", "--select", "A", code=1).stdout.count("A010  error") == 1
+    lora_prep("masks", *options, "--no-face", "white")
+    assert "all well" in lora_prep("validate", "--select", "A").stdout
 
 
 @pytest.mark.parametrize("given", ["data", "data/faces"])

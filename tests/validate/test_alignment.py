@@ -1,6 +1,7 @@
 """Family A: by the journals that the stages write, and by the pictures."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,46 @@ def test_a_torn_journal_is_no_obstacle(masked: Data) -> None:
     assert masked.codes() == {"A001": ["masks/a.png"]}
 
 
+def fail(data: Data, stage: str, key: str, status: Status, **more: object) -> None:
+    """An attempt after the first, as the runner records it, that writes nothing."""
+    with Journal(data.root / ".lora-prep" / f"{stage}.jsonl") as entries:
+        previous = entries.get(key)
+        assert previous
+        maker = previous.maker or previous
+        entries.append(
+            replace(maker, **{"status": status, "message": "why", "maker": maker, **more})
+        )
+
+
+@pytest.mark.parametrize("status", [Status.FAILED, Status.SKIPPED])
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({}, {}),  # tried with --force, for example
+        ({"inputs": {}, "fingerprint": "g"}, {}),  # it could not be read then
+        ({"fingerprint": "g"}, {"A010": ["masks/a.png"]}),
+        ({"info": {"no_face": "fail"}}, {"A010": ["masks/a.png"]}),
+        ({"maker": None}, {"A010": ["masks/a.png"]}),  # before it was recorded
+    ],
+)
+def test_a_mask_of_an_earlier_attempt_is_judged_by_its_settings(
+    masked: Data, status: Status, change: dict[str, object], found: dict[str, list[str]]
+) -> None:
+    fail(masked, "masks", "faces/a.jpg", status, **change)
+    assert masked.codes() == found
+    (masked.masks / "a.png").unlink()
+    assert masked.codes(select=["A"]) == {}
+
+
+@pytest.mark.parametrize("fingerprint", ["f", "g"])
+def test_a_mask_of_an_older_image_stays_one_after_a_failure(masked: Data, fingerprint: str) -> None:
+    image = masked.image("a.jpg", encode(photo(mode="L"), "JPEG"))
+    inputs = {"faces/a.jpg": Stamp(hash_file(image), image.stat().st_size, None)}
+    for _ in range(2):
+        fail(masked, "masks", "faces/a.jpg", Status.FAILED, inputs=inputs, fingerprint=fingerprint)
+        assert masked.codes() == {"A001": ["masks/a.png"]}
+
+
 @pytest.fixture
 def augmented(data: Data) -> Data:
     """One variant of a, with its mask and caption."""
@@ -94,6 +135,8 @@ def test_a_source_that_changed_after_its_augmentation(augmented: Data, name: str
     (augmented.root / name).write_bytes(contents[name])
     found = augmented.codes(select=["A"], ignore=["A006", "A007"])
     assert found == {"A002": ["augmented/images/a-0.jpg"]}
+    fail(augmented, "augment", "faces/a.jpg", Status.FAILED, inputs={})
+    assert augmented.codes(select=["A"], ignore=["A006", "A007"]) == found
 
 
 def test_variants_in_a_folder_of_another_name_are_looked_at_too(augmented: Data) -> None:

@@ -314,7 +314,7 @@ def test_fine(data: Data, change: Damage, deep: bool) -> None:
 
 OTHERS = {
     *("I011", "I012", "M012", "M013", "M014", "M015"),
-    *(f"A00{n}" for n in range(1, 10)),
+    *(f"A{n:03}" for n in range(1, 11)),
     *(f"C00{n}" for n in range(1, 8)),
     *(f"E00{n}" for n in range(1, 9)),
     *(f"T00{n}" for n in range(1, 6)),
