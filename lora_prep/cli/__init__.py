@@ -1,5 +1,6 @@
 """The command line: one file a command, imported when it is called."""
 
+import difflib
 import importlib
 import signal
 import sys
@@ -68,6 +69,22 @@ class Commands(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a command; of a name mistyped, say which was meant."""
+        near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+        if near and args[0] not in COMMANDS:
+            ctx.fail(f"there is no command {args[0]!r}: did you mean {near[0]!r}?")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands, each with its whole first sentence."""
+        commands = ((name, self.get_command(ctx, name)) for name in self.list_commands(ctx))
+        rows = [(name, one.get_short_help_str(limit=200)) for name, one in commands if one]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         """Read the command line; an interrupt ends it as it ends a command."""
         try:
@@ -107,6 +124,8 @@ def main() -> None:
     A usual session:
       lora-prep init                       a commented lora-prep.toml and the folders
       lora-prep normalize photos --out data/faces
-      lora-prep masks data/faces           writes data/masks
+      lora-prep embed                      who is in them? outliers and duplicates
+      lora-prep masks                      writes data/masks
       lora-prep validate                   checks that images and masks fit
+      lora-prep export --to kohya --out train
     """

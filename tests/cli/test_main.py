@@ -47,6 +47,11 @@ def test_help_lists_every_command() -> None:
     assert [line.split()[0] for line in listed.splitlines() if line[:3].strip()] == [*COMMANDS]
 
 
+def test_help_says_whole_sentences_in_a_narrow_window() -> None:
+    result = CliRunner().invoke(main, ["--help"], terminal_width=60)
+    assert "..." not in result.stdout.partition("Commands:\n")[2]
+
+
 def test_help_starts_without_the_heavy_packages(tmp_path: Path) -> None:
     script = f"""
 import json, sys
@@ -79,7 +84,8 @@ def test_python_m_lora_prep(tmp_path: Path) -> None:
 def test_an_unknown_command() -> None:
     result = CliRunner().invoke(main, ["mask"])
     assert (result.exit_code, result.stdout) == (2, "")
-    assert "No such command 'mask'" in result.stderr
+    assert "no command 'mask': did you mean 'masks'?" in result.stderr
+    assert "No such command 'xyzzy'" in CliRunner().invoke(main, ["xyzzy"]).stderr
 
 
 def test_an_unknown_option() -> None:

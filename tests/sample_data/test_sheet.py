@@ -8,16 +8,23 @@ from lora_prep.errors import DatasetError
 from sample_data.sheet import CELL, LABEL, contact_sheet
 
 
-def test_every_picture_has_its_cell(tmp_path):
-    for i, colour in enumerate([(255, 0, 0), (0, 255, 0), (0, 0, 255), (9, 9, 9), (99, 0, 99)]):
-        picture = np.full((40 + 30 * i, 60, 3), colour, np.uint8)
+def test_every_picture_stands_above_its_name(tmp_path):
+    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (9, 9, 9), (99, 0, 99)]
+    for i, colour in enumerate(colours):
+        picture = np.full((40 if i == 4 else 60, 60, 3), colour, np.uint8)
         (tmp_path / f"p{i}.png").write_bytes(imageio.encode_image(picture, "png"))
     sheet = contact_sheet(tmp_path)
-    assert sheet.shape == (2 * (CELL + LABEL), 4 * CELL, 3)
-    for i, colour in enumerate([(255, 0, 0), (0, 255, 0), (0, 0, 255), (9, 9, 9), (99, 0, 99)]):
+    side, wide = CELL - 8, 4 * CELL
+    heights = [side + LABEL + 8, side * 40 // 60 + LABEL + 8]
+    assert sheet.shape == (sum(heights), wide, 3)
+    for i, colour in enumerate(colours):
         row, column = divmod(i, 4)
-        middle = sheet[row * (CELL + LABEL) + CELL // 2, column * CELL + CELL // 2]
-        assert tuple(middle) == colour
+        top = heights[0] * row + 4
+        high = side if i < 4 else side * 40 // 60
+        there = sheet[top : top + high, column * CELL + 4 : column * CELL + 4 + side]
+        assert (there == colour).all()
+        label = sheet[top + high + 1 : top + high + LABEL, column * CELL : (column + 1) * CELL]
+        assert (label < 200).any()
 
 
 def test_an_empty_folder_is_told_so(tmp_path):
