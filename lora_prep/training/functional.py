@@ -112,9 +112,8 @@ def face_weighted_loss(
     """
     _not_negative("weight", weight)
     same_shape(pred, target, "target")
-    weights, size = 1 + weight * fit_mask(face_mask, pred, "face_mask"), math.prod(pred.shape[1:])
-    error = squared_error(pred, target)
-    return weighted_mean(error, weights) if normalize else weighted_sum(error, weights) / size
+    weights = 1 + weight * fit_mask(face_mask, pred, "face_mask")
+    return weighted(squared_error(pred, target), weights, normalize=normalize)
 
 
 def inverted_mask_prior_loss(
@@ -303,20 +302,20 @@ def outside_weights(
     return 1 - fit_mask(mask, pred).clamp(0, 1)
 
 
-def weighted_mean(x: Float[Tensor, "B ..."], weights: Float[Tensor, "..."]) -> Float[Tensor, " B"]:
-    """Σ(x·w)/Σw of each sample, (B,); 0 where all weights are 0. `weights` broadcasts to `x`."""
-    return _divide(weighted_sum(x, weights), weights.flatten(1).sum(1) * spread(weights, x))
+def weighted(
+    x: Float[Tensor, "B ..."], weights: Float[Tensor, "..."], *, normalize: bool
+) -> Float[Tensor, " B"]:
+    """Of each sample Σ(x·w)/Σw, and 0 where all weights are 0; else mean(x·w). (B, ...) → (B,).
 
-
-def weighted_sum(x: Float[Tensor, "B ..."], weights: Float[Tensor, "..."]) -> Float[Tensor, " B"]:
-    """Σ(x·w) of each sample, (B,). `weights` broadcasts to `x`.
-
-    Where one weight holds for several elements (all channels), those are added up first: the
-    product is then small, and `x` is read once.
+    `weights` broadcasts to `x`. Where one weight holds for several elements (all channels), those
+    are added up first: the product is then small, and `x` is read once.
     """
     shared = tuple(i for i in range(1, x.ndim) if weights.shape[i] == 1 and x.shape[i] > 1)
     summed = x.sum(shared, keepdim=True) if shared else x
-    return (summed * weights).flatten(1).sum(1)
+    total = (summed * weights).flatten(1).sum(1)
+    if normalize:
+        return _divide(total, weights.flatten(1).sum(1) * spread(weights, x))
+    return total / math.prod(x.shape[1:])
 
 
 def squared_error(
@@ -329,10 +328,8 @@ def squared_error(
 
 def _normalized(error: Tensor, weights: Tensor, how: Normalize) -> Tensor:
     """Each sample's weighted error, divided by its own weights, the batch's, or nothing."""
-    if how == "sample":
-        return weighted_mean(error, weights)
-    unscaled = weighted_sum(error, weights) / math.prod(error.shape[1:])
-    return unscaled if how == "none" else _divide(unscaled, weights.mean())
+    loss = weighted(error, weights, normalize=how == "sample")
+    return _divide(loss, weights.mean()) if how == "batch" else loss
 
 
 def _known(how: Normalize) -> None:

@@ -105,7 +105,8 @@ class Masked:
     def __call__(self, batch: LossBatch) -> PerSample:
         """The loss of each sample."""
         weights, counts, how = self._weighted(batch)
-        loss = _weigh(L.squared_error(batch.pred, batch.target), weights, how)
+        error = L.squared_error(batch.pred, batch.target)
+        loss = L.weighted(error, weights, normalize=how != "none")
         return PerSample(_min_snr(loss, batch, self.min_snr), counts)
 
     def _weighted(self, batch: LossBatch) -> tuple[Tensor, Tensor, L.Normalize]:
@@ -183,7 +184,8 @@ class InvertedMaskPrior:
         assert batch.base_pred is not None
         same_shape(batch.pred, batch.base_pred, "base_pred")
         error = L.squared_error(batch.pred, batch.base_pred.detach())
-        return PerSample(_weigh(error, self._outside(batch), self.normalize), self.weights(batch))
+        loss = L.weighted(error, self._outside(batch), normalize=self.normalize != "none")
+        return PerSample(loss, self.weights(batch))
 
     def _outside(self, batch: LossBatch) -> Tensor:
         assert batch.mask is not None
@@ -292,15 +294,11 @@ class PairedSlider:
         return PerSample(loss, self.weights(batch))
 
 
-def _weigh(error: Tensor, weights: Tensor, how: L.Normalize) -> Tensor:
-    """The loss of each sample, to be counted by `_count`."""
-    if how == "none":
-        return L.weighted_sum(error, weights) / math.prod(error.shape[1:])
-    return L.weighted_mean(error, weights)
-
-
 def _count(weights: Tensor, how: L.Normalize) -> Tensor:
-    """How much a sample counts: not at all where it has no weight, by its mean, or as any other."""
+    """How much a sample counts: not at all where it has no weight, by its mean, or as any other.
+
+    What "batch" divides by is the sum of these over the whole step (`LossSum`), not one batch's.
+    """
     mean = weights.flatten(1).mean(1)
     if how == "batch":
         return mean
