@@ -18,6 +18,7 @@ Examples:
   lora-prep train run.toml --dry-run
   lora-prep train run.toml
   accelerate launch --num_processes 4 -m lora_prep train run.toml
+  ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m lora_prep train run.toml
 """,
 )
 @click.argument("config", type=click.Path(dir_okay=False, path_type=Path), required=False)
@@ -35,8 +36,8 @@ def command(
 
     CONFIG is a TOML file (`--example` prints one). SD 1.5, SDXL, FLUX.1 and FLUX.2 Klein. The same
     command goes on where an interrupted one left off, to the same result. On several GPUs start it
-    with `accelerate launch`. For long runs of big models write a configuration for a trainer made
-    for them: `lora-prep export`.
+    with `accelerate launch`, for several processes without a GPU with `torchrun` as below. For long
+    runs of big models write a configuration for a trainer made for them: `lora-prep export`.
     """
     if example:
         from lora_prep.training.trainer.example import EXAMPLE
