@@ -190,8 +190,14 @@ def moved(pair: Pair) -> Findings:
     """Moved by up to a quarter of its size, its border would follow the picture's edges better."""
     fit = pair.placement
     if pair.mask and fit and is_moved(fit) and not is_turned(fit):
-        right, down = (f"{100 * s:+.0f} %" for s in fit.shift)
-        yield pair.mask.path, f"moved by {right} of its size to the right, {down} down, it fits"
+        yield pair.mask.path, f"moved by {_way(*fit.shift)} of its size it fits better"
+
+
+def _way(right: float, down: float) -> str:
+    """A shift in words: `4 % to the right and 25 % up`."""
+    parts = ((right, "to the right", "to the left"), (down, "down", "up"))
+    moves = [(round(100 * abs(s)), plus if s > 0 else minus) for s, plus, minus in parts]
+    return " and ".join(f"{percent} % {way}" for percent, way in moves if percent)
 
 
 @warning(

@@ -1,5 +1,6 @@
 """Family A: by the journals that the stages write, and by the pictures."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from lora_prep.dataset import Dataset
 from lora_prep.faces import FaceRecord, faces_path
 from lora_prep.journal import Entry, Journal, Stamp, hash_file
 from lora_prep.types import Status
+from lora_prep.validate import validate
 from lora_prep.validate.drift import TURNS, apply_turn, placement
 from sample_data.portraits import Portrait, draw_portrait
 from tests.validate.made import Data, ellipse, encode, photo
@@ -217,6 +219,14 @@ def test_moved_masks_are_found_with_where_to(portraits: list[Portrait], percent:
         assert fit is not None
         right += abs(fit.shift[0] + percent / 100) < 0.05
     assert right >= len(portraits) - 1
+
+
+def test_a_moved_mask_is_told_its_way_in_words(data: Data, portraits: list[Portrait]) -> None:
+    moved = [np.roll(mask_of(p), (18, -18), axis=(0, 1)) for p in portraits]
+    list(scenes(data, portraits, moved))
+    issues = validate(Dataset.at(data.root), drift=True, select=["A007"]).issues
+    ways = [re.search(r"moved by \d+ % to the right and \d+ % up", i.message) for i in issues]
+    assert sum(map(bool, ways)) >= len(portraits) // 2
 
 
 def test_a_mask_that_misses_the_recorded_face(data: Data, portraits: list[Portrait]) -> None:
