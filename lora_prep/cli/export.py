@@ -199,6 +199,8 @@ def command(
         Pairs.at(folder, recursive=settings["recursive"])  # raises where a side is missing
         images, negative = folder / POSITIVE, folder / NEGATIVE
     plan = _plan(options.required(images), trainer, out, {**settings, "negative": negative})
+    if plan.masked:
+        _warn_of_old_masks(plan)
     report = _run(export, plan, dry_run=dry_run, force=force, hidden=quiet or as_json)
     checked = _checked(out) if check and not dry_run else None
     _finish(report, checked, as_json=as_json, verbose=verbose, quiet=quiet, dry_run=dry_run)
@@ -264,6 +266,23 @@ def _plan(images: Path, trainer: str, out: Path, settings: Mapping[str, Any]) ->
         slider=Slider(slider[0], slider[1], given["class_name"]) if slider else None,
         **given,
     )
+
+
+def _warn_of_old_masks(plan: "Plan") -> None:
+    """They are exported, since the journal alone tells them; but nobody should miss it."""
+    from lora_prep.cli.console import name
+    from lora_prep.validate.alignment import left_mask, stale_mask
+    from lora_prep.validate.listing import Listing
+
+    listing = Listing.of(plan.dataset)
+    old = [issue.path for check in (stale_mask, left_mask) for issue in check(listing)]
+    if old:
+        more = f" and {len(old) - 3} more" if len(old) > 3 else ""
+        click.echo(
+            f"warning: masks out of date: {', '.join(map(name, old[:3]))}{more}; lora-prep validate "
+            "says why",
+            err=True,
+        )
 
 
 def _run(export: Any, plan: "Plan", *, dry_run: bool, force: bool, hidden: bool) -> "Report":

@@ -57,6 +57,17 @@ def test_the_command_survives_the_shell(data, tmp_path, lora_prep):
     assert config["datasets"][0]["subsets"][0]["image_dir"] == str(out / "rgba")
 
 
+def test_masks_of_older_images_are_warned_of(faces, tmp_path, lora_prep):
+    lora_prep("masks", faces, "--preset", "embedded", "--no-face", "skip", code=None)
+    options = ("--out", tmp_path / "x", "--trigger", "x")
+    assert "out of date" not in lora_prep("export", "--to", "kohya", faces, *options).stderr
+    first = sorted((faces.parent / "masks").iterdir())[0].stem
+    image = next(faces.glob(f"{first}.*"))
+    image.write_bytes(imageio.encode_image(imageio.decode_image(image.read_bytes())[::-1], "png"))
+    result = lora_prep("export", "--to", "kohya", faces, *options, code=None)
+    assert f"masks out of date: masks/{first}.png; " in result.stderr
+
+
 def test_check_alone_needs_no_data(data, tmp_path, lora_prep):
     out = tmp_path / "x"
     lora_prep("export", "--to", "onetrainer", data, "--out", out, "--trigger", "x")
