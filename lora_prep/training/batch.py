@@ -69,8 +69,8 @@ class LossBatch:
     """A second forward with the class prompt, adapter on (output preservation)."""
     preserved_base: Float[Tensor, "B ..."] | None = None
     """The same with the adapter off."""
-    step: int = 0
-    """Optimizer step, for weight schedules and every-N terms. Equal in all processes."""
+    step: int | None = None
+    """Optimizer step from 0, for weights that change and every-N terms. Equal in all processes."""
     identity: Any = None
     """`identity.IdentityInputs`, made by the caller."""
     slider: SliderInputs | None = None

@@ -78,6 +78,19 @@ def as_schedule(weight: float | Schedule) -> Schedule:
     return Constant(weight)
 
 
+def fixed(schedule: Schedule) -> float | None:
+    """The weight where it is the same at every step, else None, as for any schedule of yours."""
+    match schedule:
+        case Constant(weight):
+            return weight
+        case WarmUp(weight, _, start) if weight == start:
+            return weight
+        case Steps(weights):
+            found = {weight for _, weight in weights} | ({0.0} if weights[0][0] > 0 else set())
+            return found.pop() if len(found) == 1 else None
+    return None
+
+
 def _check(weight: object) -> None:
     number = isinstance(weight, int | float) and not isinstance(weight, bool)
     if not number or not math.isfinite(weight) or weight < 0:  # type: ignore[operator,arg-type]

@@ -19,7 +19,7 @@ accumulation steps with `accelerator.backward`, which divides by them.
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from lora_prep.errors import UsageError
 from lora_prep.training.batch import Countable, LossBatch, PerSample, Term
-from lora_prep.training.schedules import Schedule, as_schedule
+from lora_prep.training.schedules import Constant, Schedule, as_schedule, fixed
 from lora_prep.training.shapes import as_float, same_shape
 from lora_prep.training.terms import PriorPreservation
 
@@ -66,7 +66,9 @@ class LossSum:
     """A weighted sum of terms: `LossSum({"masked": (1.0, Masked()), ...})(batch).total`.
 
     Each entry is a name of your choice, the weight (a number or a `Schedule`), and the term. A
-    term whose weight is 0 at `batch.step` is left out: it is not computed and needs no inputs.
+    term whose weight is 0 at `batch.step` is left out: it is not computed and needs no inputs. At
+    step 0 alone it needs them, unless its weight is 0 at every step: what is missing is then said
+    at once, not after the warm-up. Weights that change need `batch.step`.
 
     Raises UsageError for an empty sum, a weight below 0, or two terms that both hold the base
     loss, which would count twice. Warns (UserWarning) of more than two terms beside the base.
@@ -103,8 +105,8 @@ class LossSum:
         `counts`: sum(weight) of each term over the whole step, from `counts` of all its parts;
         left out, the batch is the whole step. `scale` multiplies the total, and nothing else.
 
-        Raises UsageError that names the term for which an input is missing, ShapeError where `pred`
-        and `target` differ in shape.
+        Raises UsageError that names the term for which an input or the step is missing, ShapeError
+        where `pred` and `target` differ in shape.
         """
         same_shape(batch.pred, batch.target, "target")
         active = self._active(batch)
@@ -129,6 +131,14 @@ class LossSum:
         detached = {name: value.detach() for name, value in sums.items()}
         return LossResult(total * scale, detached, own, weights)
 
+    def __repr__(self) -> str:
+        """Names, weights and terms, without what is at its default: for logs and notebooks."""
+        entries = [
+            f"{name!r}: ({_brief(schedule)}, {_brief(term)})"
+            for name, (schedule, term) in self.terms.items()
+        ]
+        return f"LossSum({{{', '.join(entries)}}})"
+
     def counts(self, batches: Iterable[LossBatch]) -> dict[str, Tensor]:
         """sum(weight) of each term over the parts of one optimizer step; scalars.
 
@@ -149,22 +159,50 @@ class LossSum:
                 totals[name] = totals[name] + count if name in totals else count
         return totals
 
+    def weights_at(self, step: int | None) -> dict[str, float]:
+        """Each term's weight at a step. Raises UsageError where it changes and `step` is None."""
+        found = {}
+        for name, (schedule, term) in self.terms.items():
+            always = fixed(schedule)
+            if always is None and step is None:
+                raise UsageError(
+                    f"the weight of the term {name} ({type(term).__name__}) changes with the step, "
+                    "which is not given: give LossBatch(step=...), the optimizer step from 0"
+                )
+            found[name] = always if step is None or always is not None else schedule.at(step)
+        return {name: weight or 0.0 for name, weight in found.items()}
+
+    def needs(self, step: int | None) -> dict[str, set[str]]:
+        """The inputs that must be there at a step, each with the names of the terms that ask."""
+        wanted: dict[str, set[str]] = {}
+        for name in self._asking(step):
+            for field in self.terms[name][1].requires:
+                wanted.setdefault(field, set()).add(name)
+        return wanted
+
+    def _asking(self, step: int | None) -> list[str]:
+        """Terms that have a weight now; at step 0 also those that may get one."""
+        now = self.weights_at(step)
+        return [
+            name
+            for name, (schedule, _) in self.terms.items()
+            if now[name] > 0 or (step == 0 and fixed(schedule) is None)
+        ]
+
     def _active(self, batch: LossBatch, *, before: bool = False) -> dict[str, tuple[float, Term]]:
-        """Weight and term of those that have a weight now, their inputs checked."""
-        active = {
-            name: (schedule.at(batch.step), term) for name, (schedule, term) in self.terms.items()
-        }
-        active = {name: (weight, term) for name, (weight, term) in active.items() if weight > 0}
-        for name, (_, term) in active.items():
-            fields = [f for f in term.requires if not (before and f in _FROM_FORWARD)]
-            absent = [field for field in fields if getattr(batch, field, None) is None]
+        """Weight and term of those that have a weight now, all inputs checked."""
+        for name in self._asking(batch.step):
+            term = self.terms[name][1]
+            wanted_now = [f for f in term.requires if not (before and f in _FROM_FORWARD)]
+            absent = [field for field in wanted_now if getattr(batch, field, None) is None]
             if absent:
                 wanted = " and ".join(_field(batch, field) for field in absent)
                 raise UsageError(
                     f"the term {name} ({type(term).__name__}) needs {wanted}, which is not given: "
                     "give it, or take the term out"
                 )
-        return active
+        now = self.weights_at(batch.step)
+        return {name: (now[name], term) for name, (_, term) in self.terms.items() if now[name] > 0}
 
     def _for(self, term: Term, batch: LossBatch) -> LossBatch:
         """The batch; base terms see class images as any other while no term takes them apart."""
@@ -185,6 +223,22 @@ def _entry(name: str, entry: Any) -> tuple[Schedule, Term]:
             f"the entry {name} is {entry!r}: give a weight and a term, such as (1.0, Masked())"
         )
     return as_schedule(entry[0]), entry[1]
+
+
+def _brief(value: Any) -> str:
+    """A term or a schedule in a few words; networks by their class."""
+    if isinstance(value, Constant):
+        return repr(value.weight)
+    if value is None or isinstance(value, bool | int | float | str | tuple):
+        return repr(value)
+    if not is_dataclass(value):
+        return getattr(value, "__name__", type(value).__name__)
+    shown = []
+    for field in fields(value):
+        given = getattr(value, field.name)
+        if field.repr and (field.default is MISSING or given != field.default):
+            shown.append(f"{field.name}={_brief(given)}")
+    return f"{type(value).__name__}({', '.join(shown)})"
 
 
 def _field(batch: LossBatch, name: str) -> str:

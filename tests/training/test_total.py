@@ -268,7 +268,7 @@ def test_a_step_where_no_term_has_a_weight_has_a_graph(half):
     model = new_model()
     pred = model(whole_step().noisy)
     b = replace(whole_step(), pred=pred.bfloat16() if half else pred)
-    total = LossSum({"base": (WarmUp(1.0, 10), Diffusion())})(b).total
+    total = LossSum({"base": (WarmUp(1.0, 10), Diffusion())})(replace(b, step=0)).total
     total.backward()
     assert (total.item(), total.dtype) == (0, torch.float32)
     assert not gradient(model).any()
@@ -351,13 +351,46 @@ def test_a_term_without_weight_is_left_out():
     losses = LossSum(
         {"base": (1.0, Diffusion()), "stay": (WarmUp(0.4, 10, after=5), InvertedMaskPrior())}
     )
-    b = replace(whole_step(), base_pred=None, is_prior=None)
+    b = replace(whole_step(), base_pred=None, is_prior=None, step=1)
     assert set(losses(b).values) == {"base"}
     assert set(losses.counts([b])) == {"base"}
     later = replace(whole_step(), step=10)
     assert losses(later).weights == {"base": 1.0, "stay": pytest.approx(0.2)}
-    with pytest.raises(UsageError, match="stay"):
-        losses(replace(b, step=10))
+    for step in (0, 10):  # at the first step it is said what will be missing
+        with pytest.raises(UsageError, match=r"term stay .* needs batch.base_pred"):
+            losses(replace(b, step=step))
+    assert losses.needs(0) == losses.needs(10) == {"mask": {"stay"}, "base_pred": {"stay"}}
+    assert losses.needs(1) == {}
+    assert set(losses(replace(whole_step(), step=0)).values) == {"base"}
+    assert set(losses.counts([replace(b, step=0)])) == {"base"}  # before the forward
+    for never in (0.0, Steps(((3, 0.0),)), WarmUp(0.0, 10)):
+        off = LossSum({"base": (1.0, Diffusion()), "stay": (never, InvertedMaskPrior())})
+        assert set(off(replace(b, step=0)).values) == set(off(replace(b, step=None)).values)
+
+
+@pytest.mark.parametrize("weight", [WarmUp(0.1, 500), Steps(((5, 1.0),)), Steps(((0, 1), (9, 2)))])
+def test_a_weight_that_changes_needs_the_step(weight):
+    losses = LossSum({"base": (1.0, Diffusion()), "stay": (weight, InvertedMaskPrior())})
+    message = r"weight of the term stay \(InvertedMaskPrior\) changes .* LossBatch\(step=\.\.\.\)"
+    for call in (losses, lambda b: losses.counts([b])):
+        with pytest.raises(UsageError, match=message):
+            call(whole_step())
+
+
+@pytest.mark.parametrize("weight", [0.4, Steps(((0, 0.4),)), WarmUp(0.4, 9, start=0.4)])
+def test_a_constant_weight_needs_no_step(weight):
+    assert LossSum({"base": (weight, Diffusion())})(whole_step()).weights == {"base": 0.4}
+
+
+def test_a_sum_shows_what_it_is_made_of():
+    terms = {
+        "masked": (1.0, Masked(like="kohya")),
+        "prior": (WarmUp(0.5, 100), PriorPreservation()),
+    }
+    assert repr(LossSum(terms)) == (
+        "LossSum({'masked': (1.0, Masked(like='kohya')), "
+        "'prior': (WarmUp(weight=0.5, steps=100), PriorPreservation())})"
+    )
 
 
 def test_weights_by_step():

@@ -112,7 +112,7 @@ class CalculateLoss:
             mask=_mask(batch, noise_pred),
             is_prior=noise_pred.new_tensor(batch.get_is_reg_list()).bool(),
             base_pred=prior_pred if self._wants_prior else None,
-            step=int(getattr(self, "step_num", 0)),
+            step=getattr(self, "step_num", None),
         )
         inputs = replace(inputs, face_mask=inputs.mask)  # it has one mask: the face's, or all's
         refuse_missing(losses, inputs, HOW, NAME)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lora_prep.errors import UsageError
 from lora_prep.training.batch import LossBatch
-from lora_prep.training.extensions.wiring import Losses, as_sum, needed, refuse_missing
+from lora_prep.training.extensions.wiring import Losses, as_sum, refuse_missing
 from lora_prep.training.objectives import Objective
 from lora_prep.training.resize import resize_mask
 from lora_prep.training.total import LossSum
@@ -144,7 +144,7 @@ class ComputeLoss:
     def _adapter_off(self) -> Iterator[None]:
         network = self.lora_prep_network
         if not hasattr(network, "set_multiplier"):
-            terms = sorted(needed(self.lora_prep_losses, 0).get("base_pred", {"of the base model"}))
+            terms = sorted(self.lora_prep_losses.needs(0).get("base_pred", {"of the base model"}))
             raise UsageError(
                 f"the loss {' and '.join(terms)} needs the model without its LoRA, and "
                 f"{type(network).__name__} has no set_multiplier: take the term out"

@@ -23,22 +23,12 @@ def as_sum(losses: Losses, trainer: str) -> LossSum:
         raise UsageError(f"{trainer}: {error}") from error
 
 
-def needed(losses: LossSum, step: int) -> dict[str, set[str]]:
-    """The inputs that terms with a weight at this step require, with the terms' names."""
-    fields: dict[str, set[str]] = {}
-    for name, (schedule, term) in losses.terms.items():
-        if schedule.at(step) > 0:
-            for field in term.requires:
-                fields.setdefault(field, set()).add(name)
-    return fields
-
-
 def refuse_missing(losses: LossSum, batch: LossBatch, how: Mapping[str, str], trainer: str) -> None:
     """Raise UsageError for an input that a term needs and the trainer did not give.
 
     `how` says by field how to get it; fields that are not in it cannot be had from this trainer.
     """
-    for field, names in needed(losses, batch.step).items():
+    for field, names in losses.needs(batch.step).items():
         if getattr(batch, field, None) is None:
             hint = how.get(field, f"{trainer} has no such thing: take the term out")
             raise UsageError(f"the loss {' and '.join(sorted(names))} needs {field}: {hint}")

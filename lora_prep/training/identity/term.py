@@ -79,7 +79,7 @@ class IdentityTerm:
     max_sigma: float = 0.25
     """The same for flow matching."""
     every: int = 1
-    """Only at steps divisible by this."""
+    """Only at steps divisible by this; above 1 it needs `LossBatch(step=...)`."""
     weighting: Weighting = "none"
     """Multiplies each sample's loss: "linear" by (1 − t/T)², for flow matching (1 − σ)²;
     "alpha_bar" by ᾱ, for flow matching (1 − σ)². Gated samples do not count in the mean."""
@@ -165,7 +165,12 @@ class IdentityTerm:
             raise ShapeError(
                 f"{len(inputs.landmarks)} faces for {count} samples: give one for each"
             )
-        if batch.step % self.every:
+        if self.every > 1 and batch.step is None:
+            raise UsageError(
+                f"the identity term with every={self.every} needs the step, which is not given: "
+                "give LossBatch(step=...), the optimizer step from 0"
+            )
+        if (batch.step or 0) % self.every:
             return [], None
         assert inputs.valid is not None
         rows, keep = inputs.valid, None

@@ -40,8 +40,8 @@ def run(stepper: "Stepper", part: "Part", counts: Mapping[str, Tensor]) -> LossR
     """Forwards and backwards of both sides; gradients add up over the parts of a step."""
     config, batch = stepper.config.slider, part.batch
     assert config is not None
-    name, (schedule, term) = next(iter(stepper.losses.terms.items()))
-    weight, size = schedule.at(batch.step), len(batch.pred)
+    name, (_, term) = next(iter(stepper.losses.terms.items()))
+    weight, size = stepper.losses.weights_at(batch.step)[name], len(batch.pred)
     share = weight * size / counts[name]
     model = _model(stepper, part.sizes)
 

@@ -134,18 +134,13 @@ class Stepper:
         return IdentityInputs(batch.landmarks, batch.reference.to(self.device), valid, t)
 
     # -------------------------------------------------------------- the model
-    def needs(self, step: int) -> set[str]:
-        """The inputs that the terms with a weight at this step require."""
-        active = [term for schedule, term in self.losses.terms.values() if schedule.at(step) > 0]
-        return {field for term in active for field in term.requires}
-
     def run(self, part: Part, counts: Mapping[str, Tensor]) -> LossResult:
         """Forwards and backward of a part; the gradients add up to those of the whole step.
 
         `counts` are those of the whole step, over all parts and processes.
         """
         torch.manual_seed(part.seed)  # dropout
-        needs = self.needs(part.batch.step)
+        needs = self.losses.needs(part.batch.step).keys()
         batch = part.batch
         if needs & {"slider", "pair"}:
             return slide.run(self, part, counts)

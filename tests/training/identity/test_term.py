@@ -114,7 +114,7 @@ def test_a_sample_without_a_face_is_no_zero_in_the_mean(recogniser: Recogniser) 
 def test_class_images_other_steps_and_high_noise_cost_nothing(recogniser: Recogniser) -> None:
     it, decoder = term(recogniser, every=4)
     prior = torch.tensor([True])
-    for batch in (make([0.1], step=3), make([0.9], step=4), make([0.1], is_prior=prior)):
+    for batch in (make([0.1], step=3), make([0.9], step=4), make([0.1], is_prior=prior, step=4)):
         assert it(batch).weight.tolist() == [0]
         LossSum({"base": (1.0, Diffusion()), "identity": (1.0, it)})(batch).total.backward()
     assert decoder.shapes == []
@@ -335,3 +335,15 @@ def test_wrong_settings_are_refused(recogniser: Recogniser) -> None:
     it = replace(term(recogniser)[0], factor=8)
     with pytest.raises(UsageError, match="Set factor"):
         it(make([0.1]))
+
+
+def test_every_nth_step_needs_the_step(recogniser: Recogniser) -> None:
+    batch = make([0.1])
+    with pytest.raises(UsageError, match=r"every=3 needs the step.*LossBatch\(step="):
+        term(recogniser, every=3)[0].weights(batch)
+    assert term(recogniser, every=3)[0].weights(replace(batch, step=4)).tolist() == [0]
+    it = term(recogniser, every=3)[0]
+    assert repr(LossSum({"face": (0.1, it)})) == (
+        "LossSum({'face': (0.1, IdentityTerm(recogniser=Recogniser, decode=Decoder, "
+        "every=3, factor=2))})"
+    )
