@@ -8,6 +8,9 @@ from lora_prep.errors import UsageError
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 
+model_option = click.option(
+    "--model", help="What it is for, as for `lora-prep targets`.  [default: told by its names]"
+)
 force_option = click.option("--force", is_flag=True, help="Replace files that are there already.")
 
 
@@ -36,7 +39,9 @@ Examples:
 """,
 )
 @click.argument("file", type=FILE)
-@click.option("--model", help="Tell the blocks of this model that the file has nothing for.")
+@click.option(
+    "--model", help="What it is for; tells the blocks of it that the file has nothing for."
+)
 @click.option("--select", "expression", metavar="EXPR", help="Fail if others are touched, too.")
 @click.option("--picture", type=FILE, help="Draw the grid of blocks into a .png or .svg file.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -65,19 +70,25 @@ Examples:
     required=True,
     help="Blocks or a preset, as for `lora-prep targets`; whole blocks are taken.",
 )
+@model_option
 @click.option("--out", type=FILE, required=True, help="Where the selected blocks go.")
 @click.option("--rest", type=FILE, help="Where all others go, text encoders included.")
 @force_option
-def split(file: Path, expression: str, out: Path, rest: Path | None, force: bool) -> None:
+def split(
+    file: Path, expression: str, model: str | None, out: Path, rest: Path | None, force: bool
+) -> None:
     """Take the LoRA of some blocks out of a file.
 
     Tensors and metadata are taken over as they are, so that `lora merge` of both parts gives the
-    file back, bit for bit.
+    file back, bit for bit. What model the whole file is for is noted in both: a part's names alone
+    may not tell.
     """
-    from lora_prep.training.targets import adapter, names, select
+    from lora_prep.cli.targets import resolve_model
+    from lora_prep.training.targets import adapter, meta, names, select
 
     lora = adapter.read(file)
-    selection = select(lora.model, expression)
+    whole = resolve_model(model) if model else lora.model
+    selection = select(whole, expression)
     inside, outside = adapter.split(lora, selection)
     _not_the_same([file, out, *([rest] if rest else [])])
     if rest and not outside:
@@ -88,11 +99,12 @@ def split(file: Path, expression: str, out: Path, rest: Path | None, force: bool
         raise UsageError(f"{rest} exists already: give another name, or --force to replace it")
     for note in selection.notes:
         click.echo(f"note: {note}", err=True)
-    noted = {**lora.metadata, adapter.SELECTION: expression}
+    family = {meta.FAMILY: whole.family} if whole.family != "unknown" else {}
+    noted = {**lora.metadata, **family, adapter.SELECTION: expression}
     adapter.write(out, inside, noted, force=force)
     click.echo(f"{out}: {len(inside)} tensors in {names.labels(selection.blocks)}")
     if rest:
-        noted = {**lora.metadata, adapter.SELECTION: f"all but {expression}"}
+        noted[adapter.SELECTION] = f"all but {expression}"
         adapter.write(rest, outside, noted, force=force)
         click.echo(f"{rest}: {len(outside)} tensors")
     elif outside:
@@ -116,8 +128,15 @@ Examples:
     multiple=True,
     help="One for each file, in their order.  [default: 1]",
 )
+@model_option
 @force_option
-def merge(files: tuple[Path, ...], out: Path, strengths: tuple[float, ...], force: bool) -> None:
+def merge(
+    files: tuple[Path, ...],
+    out: Path,
+    strengths: tuple[float, ...],
+    model: str | None,
+    force: bool,
+) -> None:
     """Put LoRAs together: a B-LoRA's content with another one's style, for example.
 
     A strength counts once (0.5 is a half). Where files have a module in common, the result is the
@@ -125,7 +144,8 @@ def merge(files: tuple[Path, ...], out: Path, strengths: tuple[float, ...], forc
     """
     import math
 
-    from lora_prep.training.targets import adapter
+    from lora_prep.cli.targets import resolve_model
+    from lora_prep.training.targets import adapter, merging
 
     if strengths and len(strengths) != len(files):
         raise click.UsageError(f"{len(files)} files, but {len(strengths)} strengths")
@@ -133,7 +153,8 @@ def merge(files: tuple[Path, ...], out: Path, strengths: tuple[float, ...], forc
         raise click.UsageError("a strength is a number, such as 0.8")
     _not_the_same([*files, out])
     loras = [adapter.read(file) for file in files]
-    tensors, metadata = adapter.merge(loras, strengths or [1.0] * len(files))
+    family = resolve_model(model).family if model else None
+    tensors, metadata = merging.merge(loras, strengths or [1.0] * len(files), family)
     adapter.write(out, tensors, metadata, force=force)
     click.echo(f"{out}: {len(tensors)} tensors from {len(files)} files")
 

@@ -180,6 +180,7 @@ def _model_json(model: "Model") -> dict[str, Any]:
     return {
         "title": model.title,
         "family": model.family,
+        "possible": list(model.possible),
         "variant": model.variant,
         "naming": model.naming.value,
         "blocks": model.counts,
@@ -328,7 +329,8 @@ def check_lora(
         absent_labels = [b.label for b in absent]
         _print_json({**document, "absent": absent_labels, "outside": stray, "broken": broken})
     else:
-        click.echo(f"{file}: {lora.model.describe()}, written as {lora.style}\n")
+        shown = lora.model.of_family(whole.family) if model else lora.model
+        click.echo(f"{file}: {shown.describe()}, written as {lora.style}\n")
         _print_touches(found)
         click.echo("\n" + drawing.as_text(grid))
         if absent:

@@ -143,6 +143,77 @@ def test_split_and_merge_give_the_file_back(lora_prep: Run, lora: Path, tmp_path
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
+def sparse(path: Path, **modules: tuple[int, int, int]) -> Path:
+    """A LoRA of rank 1: layer (dots as __) -> number of blocks, inputs, outputs."""
+    tensors = {}
+    for layer, (count, inputs, outputs) in modules.items():
+        head, _, rest = layer.replace("__", ".").partition(".")
+        for i in range(count):
+            stem = f"transformer.{head}.{i}.{rest}"
+            tensors[f"{stem}.lora_A.weight"] = torch.ones(1, inputs)
+            tensors[f"{stem}.lora_B.weight"] = torch.ones(outputs, 1)
+    save_file(tensors, path)
+    return path
+
+
+def klein(path: Path, width: int, doubles: int, singles: int) -> Path:
+    """A Klein LoRA on a few layers, most of which FLUX.1 has as well."""
+    return sparse(
+        path,
+        transformer_blocks__attn__to_q=(doubles, width, width),
+        transformer_blocks__attn__add_q_proj=(doubles, width, width),
+        single_transformer_blocks__attn__to_out=(singles, 4 * width, width),
+    )
+
+
+@pytest.mark.parametrize(("width", "doubles", "singles"), [(4096, 8, 24), (3072, 5, 20)])
+def test_parts_of_a_sparse_lora_stay_of_its_model(
+    lora_prep: Run, tmp_path: Path, width: int, doubles: int, singles: int
+) -> None:
+    whole, a, b, c = (tmp_path / f"{n}.safetensors" for n in "wabc")
+    klein(whole, width, doubles, singles)
+    lora_prep("lora", "split", whole, "--select", "double", "--out", a, "--rest", b)
+    for part in (a, b):
+        found = json.loads(lora_prep("lora", "check", part, "--json").stdout)
+        assert found["model"]["family"] == "flux2"
+    lora_prep("lora", "merge", b, a, "--out", c)
+    assert set(load_file(c)) == set(load_file(whole))
+    model = resolve(c)
+    assert (model.family, model.counts) == ("flux2", {"double": doubles, "single": singles})
+    assert model.variant == ("klein-9b" if width == 4096 else "klein-4b")
+
+
+def test_a_file_that_does_not_tell_its_model_merges_with_what_it_can_be(
+    lora_prep: Run, tmp_path: Path
+) -> None:
+    open_ = sparse(tmp_path / "open.safetensors", transformer_blocks__attn__to_q=(8, 3072, 3072))
+    one = sparse(tmp_path / "one.safetensors", single_transformer_blocks__proj_out=(9, 99, 99))
+    two = klein(tmp_path / "two.safetensors", 4096, 8, 24)
+    out = tmp_path / "out.safetensors"
+    lora_prep("lora", "merge", open_, one, "--out", out)
+    assert resolve(out).family == "flux1"
+    refused = lora_prep("lora", "merge", open_, two, "--out", tmp_path / "x.safetensors", code=2)
+    assert "open.safetensors is for flux1 or qwen-image, " in refused.stderr
+    assert "two.safetensors is for flux2" in refused.stderr
+    assert "--model" in refused.stderr
+    qwen = ("--model", "qwen-image", "--force")
+    lora_prep("lora", "merge", open_, "--out", out, *qwen)
+    assert resolve(out).family == "qwen-image"
+    lora_prep("lora", "split", open_, "--select", "double.0", "--out", out, *qwen)
+    assert resolve(out).family == "qwen-image"
+
+
+def test_a_preset_of_a_model_that_the_file_does_not_tell(lora_prep: Run, tmp_path: Path) -> None:
+    part = sparse(tmp_path / "a.safetensors", transformer_blocks__attn__to_q=(4, 3072, 3072))
+    split = ("lora", "split", part, "--select", "klein-9b:recipe-style", "--out")
+    out = tmp_path / "b.safetensors"
+    refused = lora_prep(*split, out, code=2).stderr
+    assert "flux1 or flux2 or qwen-image" in refused
+    assert "say it with --model" in refused
+    lora_prep(*split, out, "--model", "klein-9b")
+    assert resolve(out).family == "flux2"
+
+
 def test_files_are_not_replaced_unasked(lora_prep: Run, lora: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.safetensors"
     split = ("lora", "split", lora, "--select", "double.0", "--out")

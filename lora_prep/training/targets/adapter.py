@@ -1,16 +1,15 @@
-"""LoRA files: which blocks one really touches, one taken apart by blocks, several put together.
+"""LoRA files: which blocks one really touches, and one taken apart by blocks.
 
 Only safetensors. The namings of diffusers, PEFT, Black Forest Labs (ComfyUI, ai-toolkit) and kohya
 (sd-scripts, musubi) are read; what is written has the naming that was read.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lora_prep.errors import UsageError
 from lora_prep.training.targets import meta, names, sound
@@ -57,7 +56,7 @@ class Lora:
     def model(self) -> Model:
         """The blocks and layers that the file has. Raises UsageError where it has none."""
         shapes = {key: tuple(tensor.shape) for key, tensor in self.tensors.items()}
-        return meta.from_keys(shapes, str(self.path))
+        return meta.from_keys(shapes, str(self.path), self.metadata)
 
     @cached_property
     def modules(self) -> tuple[Module, ...]:
@@ -238,160 +237,3 @@ def split(lora: Lora, selection: Selection) -> tuple[dict[str, "Tensor"], dict[s
     inside = {key: tensor for key, tensor in lora.tensors.items() if key in chosen}
     outside = {key: tensor for key, tensor in lora.tensors.items() if key not in chosen}
     return inside, outside
-
-
-# ---------------------------------------------------------------------------- merge
-def merge(
-    loras: Sequence[Lora], strengths: Sequence[float]
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """One LoRA that does what all do together, each at its strength; and its metadata.
-
-    A strength multiplies B alone, so that it counts once: B-LoRA's official `scale_lora`
-    multiplies A and B, which makes 0.5 a quarter. Modules that only one file has are taken over
-    as they are (bit for bit at strength 1); of a module that several have, the ranks add up:
-    A = [A1; A2], B = [s1·B1, s2·B2], which is the exact sum.
-    Raises UsageError where the files name their modules in different ways.
-    """
-    _check_same_style(loras)
-    bake = _must_bake(loras)
-    owners: dict[str, list[int]] = {}
-    for i, lora in enumerate(loras):
-        for module in lora.modules:
-            owners.setdefault(module.stem, []).append(i)
-    tensors: dict[str, Tensor] = {}
-    for stem, indices in owners.items():
-        parts = [
-            (loras[i], next(m for m in loras[i].modules if m.stem == stem), strengths[i])
-            for i in indices
-        ]
-        tensors.update(_alone(*parts[0], bake=bake) if len(parts) == 1 else _summed(parts))
-    return tensors, _merged_metadata(loras, strengths, bake)
-
-
-def _alone(lora: Lora, module: Module, strength: float, *, bake: bool) -> dict[str, "Tensor"]:
-    tensors = {key: lora.tensors[key] for key in module.keys}
-    if module.up is None or module.down is None:
-        if strength != 1:
-            raise UsageError(f"{lora.path}: {module.stem} is no plain LoRA and cannot be scaled")
-        return tensors
-    factor = strength * (scale(lora, module) if bake and module.alpha is None else 1.0)
-    if factor != 1:
-        if any(names.parse(key).role is Role.OTHER for key in module.keys):
-            raise UsageError(
-                f"{lora.path}: {module.stem} is a DoRA, whose strength is no factor: merge at 1"
-            )
-        tensors[module.up] = _times(lora.tensors[module.up], factor)
-    return tensors
-
-
-def _times(tensor: "Tensor", factor: float) -> "Tensor":
-    """The product in float32 (float64 for float64), rounded once to the tensor's own type."""
-    import torch
-
-    wide = torch.promote_types(tensor.dtype, torch.float32)
-    return (tensor.to(wide) * factor).to(tensor.dtype)
-
-
-def _summed(parts: Sequence[tuple[Lora, Module, float]]) -> dict[str, "Tensor"]:
-    import torch
-
-    downs, ups = [], []
-    for lora, module, strength in parts:
-        if module.down is None or module.up is None or len(module.keys) - bool(module.alpha) > 2:
-            raise UsageError(
-                f"{lora.path}: {module.stem} is in several of the files, and no plain LoRA (DoRA, "
-                "LoHa, LoKr): it cannot be added"
-            )
-        down, up = lora.tensors[module.down], lora.tensors[module.up]
-        wide = torch.promote_types(down.dtype, torch.float32)
-        downs.append(down.to(wide))
-        ups.append(up.to(wide) * (strength * scale(lora, module)))
-    first, module, _ = parts[0]
-    assert module.down is not None
-    assert module.up is not None
-    if len({d.shape[1:] for d in downs}) > 1 or len({(u.shape[0], *u.shape[2:]) for u in ups}) > 1:
-        raise UsageError(f"{module.stem} has another shape in {parts[1][0].path}: another model")
-    down, up = torch.cat(downs), torch.cat(ups, dim=1)
-    tensors = {
-        module.down: down.to(first.tensors[module.down].dtype),
-        module.up: up.to(first.tensors[module.up].dtype),
-    }
-    alpha = next(((lo, m.alpha) for lo, m, _ in parts if m.alpha is not None), None)
-    if alpha is not None:  # its scale is in B now: alpha = rank
-        lora, key = alpha
-        tensors[key] = torch.full_like(lora.tensors[key], float(down.shape[0]))
-    return tensors
-
-
-def _check_same_style(loras: Sequence[Lora]) -> None:
-    styles = {lora.style: lora.path for lora in loras if lora.style}
-    known = {x.model.family: x.path for x in loras if x.style and x.model.family != "unknown"}
-    if len(styles) > 1:
-        listed = "; ".join(f"{path}: {style}" for style, path in styles.items())
-        raise UsageError(
-            f"the files name their modules in different ways ({listed}): nothing reads a file with "
-            "both. `lora-prep train` writes a LoRA in each of [save] namings; else convert one"
-        )
-    if len(known) > 1:
-        listed = ", ".join(f"{path} is for {family}" for family, path in known.items())
-        raise UsageError(f"the files are for different models: {listed}")
-
-
-def _configs_but_targets(loras: Sequence[Lora]) -> list[dict[str, Any]]:
-    configs = [sound.peft_config(lora.path, lora.metadata) for lora in loras]
-    return [
-        {k: v for k, v in config.items() if k.rpartition(".")[2] != "target_modules"}
-        for config in configs
-    ]
-
-
-def _must_bake(loras: Sequence[Lora]) -> bool:
-    """Whether PEFT's configuration in the metadata cannot hold for the merged file.
-
-    It states ranks and alphas for the whole file. Where the files disagree, or ranks add up, it is
-    left out, and the scale goes into B.
-    """
-    configs = _configs_but_targets(loras)
-    if not any(configs):
-        return False
-    stems = [module.stem for lora in loras for module in lora.modules]
-    differ = any(config != configs[0] for config in configs)
-    return differ or not _targets_join(loras) or len(set(stems)) < len(stems)
-
-
-def _targets_join(loras: Sequence[Lora]) -> bool:
-    """Whether the files' target modules are the same, or lists, which can be put together."""
-    given = [sound.peft_config(lora.path, lora.metadata).items() for lora in loras]
-    targets = [{k: v for k, v in c if k.endswith("target_modules")} for c in given]
-    lists = all(isinstance(value, list) for one in targets for value in one.values())
-    return lists or all(one == targets[0] for one in targets)
-
-
-def _merged_metadata(
-    loras: Sequence[Lora], strengths: Sequence[float], bake: bool
-) -> dict[str, str]:
-    """What all files say; where they differ, the first one's, and the others' with their number."""
-    merged: dict[str, str] = {}
-    parts = []
-    for i, (lora, strength) in enumerate(zip(loras, strengths, strict=True)):
-        part: dict[str, Any] = {"file": lora.path.name, "strength": strength}
-        for key, value in lora.metadata.items():
-            if key == SELECTION:
-                part["selection"] = value
-            elif key == ADAPTER:
-                if not bake:
-                    merged[ADAPTER] = _joined_targets(merged.get(ADAPTER), value)
-            elif merged.setdefault(key, value) != value:
-                merged[f"{key}.{i + 1}"] = value
-        parts.append(part)
-    return {**merged, MERGED: json.dumps(parts)}
-
-
-def _joined_targets(first: str | None, second: str) -> str:
-    if first is None or first == second:
-        return second
-    config, other = json.loads(first), json.loads(second)
-    for key, value in other.items():
-        if key.rpartition(".")[2] == "target_modules" and isinstance(value, list):
-            config[key] = sorted({*(config.get(key) or []), *value})
-    return json.dumps(config)

@@ -5,7 +5,7 @@ was found.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from lora_prep.errors import UsageError
@@ -26,6 +26,8 @@ VARIANTS = {
     ("wan21", (40,)): ("wan21-14b",),
 }
 """Family and number of blocks (U-Nets: attention blocks down and mid, up) -> the known models."""
+
+FAMILIES = (*dict.fromkeys(family for family, _ in VARIANTS), "sd2")
 
 _UNETS = {768: "sd15", 1024: "sd2", 2048: "sdxl"}
 """Width of the text that a U-Net's cross attention reads."""
@@ -73,6 +75,8 @@ class Model:
     """Numbers in the whole model, where it was built."""
     lora: bool = False
     """Read off a LoRA: there may be blocks that the file does not touch."""
+    possible: tuple[str, ...] = ()
+    """Of an unknown family: those that have such blocks and layers, where nothing tells which."""
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
@@ -95,11 +99,17 @@ class Model:
             found[layer.block].append(layer)
         return {block: tuple(layers) for block, layers in found.items()}
 
+    def of_family(self, family: str) -> "Model":
+        """The same blocks, of a family that something else than their names tells."""
+        model = replace(self, family=family, possible=())
+        return replace(model, variant=_variant(model))
+
     def describe(self) -> str:
         """One line: family, variant, counts."""
         counts = ", ".join(f"{group} {count}" for group, count in self.counts.items())
         known = f" ({self.variant})" if self.variant and self.variant != self.family else ""
-        return f"{self.family}{known}: {counts} blocks, {self.naming.value} names"
+        family = " or ".join(self.possible) or self.family
+        return f"{family}{known}: {counts} blocks, {self.naming.value} names"
 
 
 def describe_modules(
@@ -132,101 +142,121 @@ def describe_modules(
             f"the first are {', '.join(list(modules)[:3]) or 'missing'}"
         )
     layers.sort(key=lambda layer: layer.block)
-    family = identify(layers, others)
+    families = identify(layers, others)
     naming = Naming.ORIGINAL if Naming.ORIGINAL in namings else Naming.DIFFUSERS
-    model = Model(title, family, None, naming, tuple(layers), parameters, lora)
-    return Model(title, family, _variant(model), naming, tuple(layers), parameters, lora)
+    model = Model(title, "unknown", None, naming, tuple(layers), parameters, lora, families)
+    return model.of_family(families[0]) if len(families) == 1 else model
 
 
-def identify(layers: Iterable[Layer], others: Iterable[str] = ()) -> str:
-    """The family, from what only that family has.
+def identify(layers: Iterable[Layer], others: Iterable[str] = ()) -> tuple[str, ...]:
+    """The family, from what only that family has; several where nothing tells, none if unknown.
 
-    FLUX.1 and FLUX.2 in Black Forest Labs' names: FLUX.1 has a modulation in each block
-    (`img_mod`, `modulation.lin`), FLUX.2 one for all; a LoRA without either is told by its widths.
+    FLUX.1 and FLUX.2 in diffusers' names: FLUX.1's single blocks have `attn.to_q`, `proj_mlp` and
+    `proj_out`, FLUX.2's `attn.to_qkv_mlp_proj` and `attn.to_out`. In Black Forest Labs' names:
+    FLUX.1 has a modulation in each block (`img_mod`, `modulation.lin`), FLUX.2 one for all; a LoRA
+    without either is told by its widths.
     """
     layers = list(layers)
     groups = {layer.block.group for layer in layers}
-    paths = {(layer.block.group, layer.path) for layer in layers}
-    words = {word for _, path in paths for word in path.split(".")}
+    words = {word for layer in layers for word in layer.path.split(".")}
     if groups & {"down", "mid", "up"}:
         return _unet(layers)
     if "block" in groups:
-        return "wan21" if words & {"attn2", "cross_attn", "ffn"} else "unknown"
+        return ("wan21",) if words & {"attn2", "cross_attn", "ffn"} else ()
     if any(layer.head.startswith("joint_blocks") for layer in layers):
-        return "sd3"
+        return ("sd3",)
     if words & {"to_qkv_mlp_proj", "linear_in", "linear_out"} or any(
         "stream_modulation" in other for other in others
     ):
-        return "flux2"
-    black_forest = any(layer.head.startswith(("double_", "single_blocks")) for layer in layers)
-    if black_forest:
+        return ("flux2",)
+    if any(layer.head.startswith(("double_", "single_blocks")) for layer in layers):
         return _flux(layers, words)
-    if "single" in groups:
-        return "flux1"
+    single = {layer.path for layer in layers if layer.block.group == "single"}
+    if single & _FLUX2_SINGLE:
+        return ("flux2",)
+    if single & _FLUX1_SINGLE:
+        return ("flux1",)
     if words & {"img_mlp", "txt_mlp", "img_mod", "txt_mod"}:
-        return "qwen-image"
-    if "add_q_proj" not in words and "to_q" not in words:
-        return "unknown"
-    return _joint(layers, words)
+        return ("qwen-image",)
+    if not single and ("attn" not in words or "attn1" in words):
+        return ()
+    found = _joint(layers, words)
+    return tuple(x for x in found if x in ("flux1", "flux2")) if single else found
 
 
-def _joint(layers: list[Layer], words: set[str]) -> str:
-    """`transformer_blocks` alone: SD3, Qwen-Image, or the double blocks of FLUX."""
-    width = next((x.inputs for x in layers if x.path == "attn.to_q"), None)
-    deepest = max(layer.block.numbers[0] for layer in layers)
-    if "attn2" in words or width in (1536, 2432):
-        return "sd3"
-    if deepest >= 38:
-        return "qwen-image"
-    if width in (4096, 6144):
-        return "flux2"
-    if deepest < 19 and (width == 3072 or words & {"ff", "ff_context"}):
-        return "flux1"
-    return "sd3" if words & {"ff", "ff_context"} else "unknown"
+_FLUX1_SINGLE = {"attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp", "proj_out", "norm.linear"}
+_FLUX2_SINGLE = {"attn.to_qkv_mlp_proj", "attn.to_out"}
+
+_JOINT = {
+    "flux1": {3072: 19},
+    "flux2": {3072: 5, 4096: 8, 6144: 8},
+    "sd3": {1536: 24, 2432: 38},
+    "qwen-image": {3072: 60},
+}
+"""Families with `transformer_blocks`: the models' widths and how many of these blocks they have."""
 
 
-def _flux(layers: list[Layer], words: set[str]) -> str:
+def _joint(layers: list[Layer], words: set[str]) -> tuple[str, ...]:
+    """`transformer_blocks` alone: SD3, Qwen-Image, or the double blocks of FLUX.
+
+    Their attention has the same names in all of them; the width and the number of blocks tell.
+    """
+    if "attn2" in words:
+        return ("sd3",)
+    widths = {x.inputs for x in layers if x.block.group == "double" and x.path.startswith("attn.")}
+    known = widths & {width for models in _JOINT.values() for width in models}
+    deepest = max((x.block.numbers[0] for x in layers if x.block.group == "double"), default=0)
+    found = [
+        family
+        for family, models in _JOINT.items()
+        if any(deepest < n for width, n in models.items() if not known or width in known)
+    ]
+    feed_forward = bool(words & {"ff", "ff_context"})  # of FLUX.2 and Qwen-Image it was told above
+    return tuple(x for x in found if not feed_forward or x in ("flux1", "sd3"))
+
+
+def _flux(layers: list[Layer], words: set[str]) -> tuple[str, ...]:
     """FLUX.1 or FLUX.2, in Black Forest Labs' names."""
     if words & {"img_mod", "txt_mod", "modulation"}:
-        return "flux1"
+        return ("flux1",)
     for layer in layers:
         if layer.inputs is None or layer.outputs is None:
             continue
         ratio = layer.outputs / layer.inputs
         if layer.path == "linear1":
-            return "flux2" if round(ratio) == 9 else "flux1"
+            return ("flux2",) if round(ratio) == 9 else ("flux1",)
         if layer.path == "linear2":
-            return "flux2" if round(1 / ratio) == 4 else "flux1"
+            return ("flux2",) if round(1 / ratio) == 4 else ("flux1",)
         if layer.path in ("img_mlp.0", "txt_mlp.0"):
-            return "flux2" if round(ratio) == 6 else "flux1"
+            return ("flux2",) if round(ratio) == 6 else ("flux1",)
         if layer.path in ("img_mlp.2", "txt_mlp.2"):
-            return "flux2" if round(1 / ratio) == 3 else "flux1"
-        if layer.path.endswith("_attn.qkv") and layer.inputs in (4096, 6144):
-            return "flux2"
+            return ("flux2",) if round(1 / ratio) == 3 else ("flux1",)
+        if "_attn." in layer.path and layer.inputs in (4096, 6144):
+            return ("flux2",)
     last = {layer.block.group: layer.block.numbers[0] for layer in layers}  # they are sorted
     double, single = last.get("double", -1) + 1, last.get("single", -1) + 1
     if single > 38 or ("flux2", (double, single)) in VARIANTS:
-        return "flux2"
-    return "flux1" if double > 8 or single > 24 else "unknown"
+        return ("flux2",)
+    return ("flux1",) if double > 8 or single > 24 else ("flux1", "flux2")
 
 
-def _unet(layers: list[Layer]) -> str:
+def _unet(layers: list[Layer]) -> tuple[str, ...]:
     for layer in layers:
         if layer.path.endswith("attn2.to_k") and layer.inputs in _UNETS:
-            return _UNETS[layer.inputs]
+            return (_UNETS[layer.inputs],)
     attentions = [layer for layer in layers if layer.block.part == "attentions"]
     if any(
         layer.block.group == "up" and layer.block.numbers[0] == 0 for layer in attentions
     ) or any(
         x.path.startswith("transformer_blocks.") and x.path.split(".")[1] != "0" for x in layers
     ):
-        return "sdxl"
+        return ("sdxl",)
     if any(
         (layer.block.group, layer.block.numbers[0]) in {("down", 0), ("up", 3)}
         for layer in attentions
     ):
-        return "sd15"
-    return "unknown"
+        return ("sd15",)
+    return ()
 
 
 def _variant(model: Model) -> str | None:

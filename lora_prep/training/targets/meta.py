@@ -15,11 +15,14 @@ from typing import Any
 
 from lora_prep.errors import UsageError
 from lora_prep.training.targets import inventory, names
-from lora_prep.training.targets.families import Model, describe_modules
+from lora_prep.training.targets.families import FAMILIES, Model, describe_modules
 from lora_prep.training.targets.names import Role
 
 MAX_HEADER = 100_000_000
 """Bytes; safetensors itself refuses longer headers."""
+
+FAMILY = "lora_prep.family"
+"""Where `split` and `merge` note the family in a LoRA's metadata: a part alone may not tell it."""
 
 _PARTS = ("transformer", "unet")
 
@@ -71,7 +74,8 @@ def resolve(model: Any) -> Model:
         raise UsageError(
             f"{title} is a pickle, which can run code when it is opened: convert it to .safetensors"
         )
-    return from_keys(read_header(path)[0], title)
+    shapes, metadata = read_header(path)
+    return from_keys(shapes, title, metadata)
 
 
 def is_model(folder: Path) -> bool:
@@ -198,11 +202,19 @@ def sort_metadata(path: Path) -> None:
             file.write(text.ljust(length))
 
 
-def from_keys(shapes: Mapping[str, tuple[int, ...] | None], title: str) -> Model:
-    """The model of a checkpoint, or of a LoRA, from the names and shapes of its tensors."""
+def from_keys(
+    shapes: Mapping[str, tuple[int, ...] | None],
+    title: str,
+    metadata: Mapping[str, str] | None = None,
+) -> Model:
+    """The model of a checkpoint, or of a LoRA, from the names and shapes of its tensors.
+
+    The family that a LoRA's metadata note (`FAMILY`) goes before what its names tell.
+    """
     keys = {key: names.parse(key) for key in shapes}
     if any(key.role in (Role.DOWN, Role.UP) for key in keys.values()):
-        return _from_lora(shapes, keys, title)
+        model, noted = _from_lora(shapes, keys, title), (metadata or {}).get(FAMILY)
+        return model.of_family(noted) if noted in FAMILIES else model
     linear: dict[str, tuple[int, int] | None] = {}
     for key, parsed in keys.items():
         shape = shapes[key]

@@ -105,5 +105,6 @@ def find(name: str, model: Model) -> Preset:
     if not preset.fits(model):
         counts = " and ".join(f"{n} {g}" for g, n in (preset.counts or {}).items())
         made = f"{preset.family} with {counts} blocks" if counts else preset.family
-        raise UsageError(f"{name} was made for {made}; this is {model.describe()}; {others}")
+        which = ", which its names do not tell: say it with --model" if model.possible else ""
+        raise UsageError(f"{name} was made for {made}; this is {model.describe()}{which}; {others}")
     return preset

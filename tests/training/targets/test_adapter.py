@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lora_prep.errors import UsageError
-from lora_prep.training.targets import adapter, resolve, select
+from lora_prep.training.targets import adapter, merging, resolve, select
 from tests.training.targets import key_lists
 
 META = {"ss_network_dim": "4", "modelspec.title": "cat"}
@@ -143,7 +143,7 @@ def test_split_and_merged_again_it_is_the_same_bit_for_bit(tmp_path: Path, style
     ]
     assert {t.block for t in adapter.touches(parts[0])} == set(selection.blocks)
     assert not {t.block for t in adapter.touches(parts[1])} & set(selection.blocks)
-    again = saved(tmp_path / "again.safetensors", adapter.merge(parts, [1.0, 1.0]))
+    again = saved(tmp_path / "again.safetensors", merging.merge(parts, [1.0, 1.0]))
     assert set(again.tensors) == set(tensors)
     for key, tensor in tensors.items():
         assert again.tensors[key].dtype == tensor.dtype
@@ -156,7 +156,7 @@ def test_split_and_merged_again_it_is_the_same_bit_for_bit(tmp_path: Path, style
 def test_a_strength_counts_once(tmp_path: Path, style: str, strength: float) -> None:
     """Exactly, as these are powers of two; twice, 0.5 would be 0.25."""
     lora = write(tmp_path / "a.safetensors", tensors_of(style))
-    scaled = saved(tmp_path / "b.safetensors", adapter.merge([lora], [strength]))
+    scaled = saved(tmp_path / "b.safetensors", merging.merge([lora], [strength]))
     before, after = delta(lora), delta(scaled)
     for stem, change in before.items():
         assert torch.equal(after[stem], strength * change)
@@ -166,7 +166,7 @@ def test_a_strength_counts_once(tmp_path: Path, style: str, strength: float) -> 
 def test_modules_that_both_have_are_added_at_different_ranks(tmp_path: Path, style: str) -> None:
     a = write(tmp_path / "a.safetensors", tensors_of(style, 4, 1, torch.float32))
     b = write(tmp_path / "b.safetensors", tensors_of(style, 2, 2, torch.float32))
-    both = saved(tmp_path / "c.safetensors", adapter.merge([a, b], [0.7, -0.3]))
+    both = saved(tmp_path / "c.safetensors", merging.merge([a, b], [0.7, -0.3]))
     first, second, found = delta(a), delta(b), delta(both)
     for stem, change in found.items():
         expected = 0.7 * first[stem] - 0.3 * second[stem]
@@ -183,7 +183,7 @@ def test_b_lora_content_of_one_and_style_of_another(tmp_path: Path) -> None:
         saved(tmp_path / "content.safetensors", (content, {})),
         saved(tmp_path / "style.safetensors", (style, {})),
     ]
-    mixed = saved(tmp_path / "mixed.safetensors", adapter.merge(parts, [1.0, 0.5]))
+    mixed = saved(tmp_path / "mixed.safetensors", merging.merge(parts, [1.0, 0.5]))
     found = {t.label: t for t in adapter.touches(mixed)}
     of_cat = {t.label: t for t in adapter.touches(cat)}
     of_ink = {t.label: t for t in adapter.touches(ink)}
@@ -200,9 +200,9 @@ def test_pefts_configuration_is_kept_only_where_it_still_holds(tmp_path: Path) -
     a = write(tmp_path / "a.safetensors", half, peft_metadata(r=4, lora_alpha=2))
     b = write(tmp_path / "b.safetensors", rest, peft_metadata(r=4, lora_alpha=2))
     c = write(tmp_path / "c.safetensors", rest, peft_metadata(r=4, lora_alpha=8))
-    same = saved(tmp_path / "same.safetensors", adapter.merge([a, b], [1, 1]))
+    same = saved(tmp_path / "same.safetensors", merging.merge([a, b], [1, 1]))
     assert same.metadata[adapter.ADAPTER] == a.metadata[adapter.ADAPTER]
-    other = saved(tmp_path / "other.safetensors", adapter.merge([a, c], [1, 1]))
+    other = saved(tmp_path / "other.safetensors", merging.merge([a, c], [1, 1]))
     assert adapter.ADAPTER not in other.metadata
     found = delta(other)
     for lora in (a, c):
@@ -214,19 +214,19 @@ def test_files_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
     a = write(tmp_path / "a.safetensors", tensors_of("kohya"))
     b = write(tmp_path / "b.safetensors", tensors_of("comfyui"))
     with pytest.raises(UsageError, match="different ways"):
-        adapter.merge([a, b], [1, 1])
+        merging.merge([a, b], [1, 1])
     dora = tensors_of("kohya")
     dora["lora_unet_single_blocks_0_linear1.dora_scale"] = torch.ones(5, 1)
     c = write(tmp_path / "c.safetensors", dora)
     with pytest.raises(UsageError, match="DoRA"):
-        adapter.merge([c], [0.5])
+        merging.merge([c], [0.5])
     with pytest.raises(UsageError, match="DoRA"):
-        adapter.merge([a, c], [1, 1])
-    assert adapter.merge([c], [1])[0].keys() == dora.keys()
+        merging.merge([a, c], [1, 1])
+    assert merging.merge([c], [1])[0].keys() == dora.keys()
     wider = {k: (t.repeat(1, 2) if "down" in k else t) for k, t in tensors_of("kohya").items()}
     d = write(tmp_path / "d.safetensors", wider)
     with pytest.raises(UsageError, match="another model"):
-        adapter.merge([a, d], [1, 1])
+        merging.merge([a, d], [1, 1])
 
 
 def test_what_is_no_lora_is_refused(tmp_path: Path) -> None:
@@ -305,7 +305,7 @@ def test_target_modules_that_are_an_expression_are_not_joined(tmp_path: Path) ->
     config = {"r": 4, "lora_alpha": 2}
     a = write(tmp_path / "a.safetensors", half, peft_metadata(**config, target_modules=".*single"))
     b = write(tmp_path / "b.safetensors", rest, peft_metadata(**config, target_modules=["to_q"]))
-    both = saved(tmp_path / "c.safetensors", adapter.merge([a, b], [1, 1]))
+    both = saved(tmp_path / "c.safetensors", merging.merge([a, b], [1, 1]))
     assert adapter.ADAPTER not in both.metadata
     before, after = delta(a) | delta(b), delta(both)
     assert all(torch.allclose(after[stem], before[stem], atol=1e-6) for stem in before)

@@ -90,6 +90,42 @@ def test_flux_1_and_2_are_told_apart_without_modulation_by_their_widths() -> Non
     assert lora(3072, 9).family == "flux2"
 
 
+DOUBLE, SINGLE = "transformer_blocks", "single_transformer_blocks"
+
+
+@pytest.mark.parametrize("style", ["diffusers", "kohya"])
+@pytest.mark.parametrize(
+    ("last", "width", "told"),
+    [
+        ({f"{SINGLE}.3.attn.to_out": 1}, 16384, "flux2"),
+        ({f"{SINGLE}.3.attn.to_out": 1, f"{DOUBLE}.4.attn.to_q": 1}, 3072, "flux2"),
+        ({f"{SINGLE}.3.attn.to_v": 1}, 3072, "flux1"),
+        ({f"{SINGLE}.3.proj_out": 1, f"{DOUBLE}.4.attn.to_q": 1}, 3072, "flux1"),
+        ({f"{DOUBLE}.7.attn.add_q_proj": 1}, 4096, "flux2"),
+        ({f"{DOUBLE}.7.attn.to_out.0": 1}, 6144, "flux2"),
+        ({f"{DOUBLE}.4.attn.to_q": 1}, 3072, "flux1 or flux2 or qwen-image"),
+        ({f"{DOUBLE}.5.attn.to_q": 1}, 3072, "flux1 or qwen-image"),
+        ({f"{DOUBLE}.19.attn.to_q": 1}, 3072, "qwen-image"),
+        ({f"{DOUBLE}.5.ff.net.2": 4, f"{DOUBLE}.5.attn.to_q": 1}, 3072, "flux1"),
+        ({f"{DOUBLE}.23.attn.to_q": 1}, 1536, "sd3"),
+        ({f"{DOUBLE}.0.attn1.to_q": 1}, 1152, "unknown"),
+        ({"double_blocks.4.img_attn.proj": 1}, 3072, "flux1 or flux2"),
+        ({"double_blocks.4.img_attn.proj": 1}, 4096, "flux2"),
+    ],
+)
+def test_a_sparse_lora_is_told_by_names_and_sizes_or_not_at_all(
+    last: dict[str, int], width: int, told: str, style: str
+) -> None:
+    shapes = {}
+    for module, ratio in last.items():
+        for key in key_lists.lora_keys([module], style):
+            down = "_A." in key or "down" in key
+            shapes[key] = () if "alpha" in key else (4, width * ratio) if down else (width, 4)
+    found = meta.from_keys(shapes, "lora")
+    assert found.describe().partition(":")[0] == told
+    assert found.family == ("unknown" if " or " in told else told)
+
+
 def test_a_flux_2_checkpoint_is_told_by_its_one_modulation() -> None:
     modules = [*key_lists.bfl_modules(8, 24, flux1=False), "double_stream_modulation_img.lin"]
     found = model_of([f"{m}.weight" for m in modules])
