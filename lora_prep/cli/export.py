@@ -279,8 +279,8 @@ def _warn_of_old_masks(plan: "Plan") -> None:
     if old:
         more = f" and {len(old) - 3} more" if len(old) > 3 else ""
         click.echo(
-            f"warning: masks out of date: {', '.join(map(name, old[:3]))}{more}; lora-prep validate "
-            "says why",
+            f"warning: masks out of date: {', '.join(map(name, old[:3]))}{more}; "
+            "lora-prep validate says why",
             err=True,
         )
 
