@@ -23,7 +23,7 @@ COUNT = 200
 Examples:
   lora-prep priors data --class "a person" -n 200 --model DIR   writes data/priors/*.png
   lora-prep priors data --class "a person" --prompts prompts.txt --steps 30
-  lora-prep priors data --from old/class_images
+  lora-prep priors data --from old/class_images --class "a photo of a person"
 """,
 )
 @options.images_argument
@@ -46,7 +46,8 @@ Examples:
     "--from",
     "source",
     type=FOLDER,
-    help="Draw nothing: take over the class images of this folder, which is only read.",
+    help="Draw nothing: take over the class images of this folder, which is only read. --class is "
+    "what they show.",
 )
 @click.option(
     "--prompts",
@@ -145,7 +146,14 @@ def command(
             )
         if not source.is_dir():
             raise click.UsageError(f"--from {source}: there is no such folder")
-        stage = AdoptPriors(place.out, place.root, Path(os.path.abspath(source)), detector)  # noqa: PTH100
+        shown = (class_name or "").strip()
+        if not shown and not running.as_json and not running.quiet:
+            _say(
+                "what these images show is not known: say it with --class, or `lora-prep export` "
+                "will ask for it"
+            )
+        theirs = Path(os.path.abspath(source))  # noqa: PTH100
+        stage = AdoptPriors(place.out, place.root, theirs, detector, shown)
     else:
         stage = _drawn(place, class_name, count or COUNT, detector, **drawing)
         planned = _to_make(stage, place, force=running.force)

@@ -67,9 +67,12 @@ def recipe(plan: Plan, gathered: Gathered) -> Recipe:
     if plan.emission and plan.emission.value:
         arguments["lora_layers"] = plan.emission.value["lora_layers"]
     if others:
+        better = (
+            "" if plan.caption else "; say another with --caption, such as 'a photo of {trigger}'"
+        )
         notes.append(
             f"captions that are not used: {others}; the scripts train all images on one "
-            f"prompt, {prompt!r}"
+            f"prompt, {prompt!r}{better}"
         )
     script = _SCRIPTS.get(plan.model.variant or "" if plan.model else "", "SCRIPT.py")
     for key in _WITHOUT.get(script, ()):
@@ -104,11 +107,11 @@ def recipe(plan: Plan, gathered: Gathered) -> Recipe:
 def instance_prompt(plan: Plan, gathered: Gathered) -> tuple[str, int]:
     """The prompt of all images, and how many have another caption.
 
-    The template's, where one was given, else the caption that most images have. Raises UsageError
-    where every image has its own.
+    The template's, where one was given; the caption that all images have; the trigger; else the
+    caption that most have. Raises UsageError where every image has its own.
     """
     texts = Counter(picture.caption for picture in gathered.pictures)
-    if plan.caption or plan.trigger:
+    if plan.caption or (plan.trigger and len(texts) != 1):
         first = next(iter(plan.dataset))
         template = plan.caption or "{trigger}"
         if "{stem}" in template or "{folder}" in template:

@@ -234,6 +234,8 @@ class AdoptPriors:
     root: Path
     source: Path
     require_face: DetectorSpec | None = None
+    class_name: str = ""
+    """What they show, for captions; empty: not known."""
     batch_size: int = 1
 
     @property
@@ -244,7 +246,8 @@ class AdoptPriors:
     def settings(self) -> dict[str, Json]:
         """All that changes what becomes of an image."""
         detector = self.require_face and backends.detector_identity(self.require_face)
-        return {"stage": "priors-from/1", "require_face": detector}
+        shown = {"class": self.class_name} if self.class_name else {}
+        return {"stage": "priors-from/1", "require_face": detector, **shown}
 
     @cached_property
     def sources(self) -> list[str]:
@@ -269,7 +272,7 @@ class AdoptPriors:
         detector = backends.detector(self.require_face) if self.require_face else None
         indices = {name: index for index, name in enumerate(self.sources)}
         seen = priors.Seen.of(names_in(self.out))
-        return Adopting(detector, indices, seen)
+        return Adopting(detector, indices, seen, self.class_name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,6 +295,7 @@ class Adopting:
     detector: FaceDetector | None
     indices: dict[str, int]
     seen: priors.Seen
+    class_name: str = ""
 
     def load(self, item: Item, inputs: Sequence[bytes]) -> Adoptable:
         """Decode, and turn upright what is not. Raises ItemError for what is no picture."""
@@ -316,7 +320,8 @@ class Adopting:
             return Saved(skipped=judged)
         assert item.folder
         name = priors.file_name(judged.index, judged.digest, judged.suffix)
-        return Saved({item.folder / name: judged.data}, {"name": name})
+        shown = {"prompt": self.class_name} if self.class_name else {}
+        return Saved({item.folder / name: judged.data}, {"name": name, **shown})
 
     def _judged(self, one: Adoptable) -> Adoptable | str | ItemError:
         if one.digest in self.seen.indices and not one.again:

@@ -217,3 +217,20 @@ def test_from_takes_over_and_the_rest_is_drawn(model, portraits, tmp_path, lora_
     lora_prep(*arguments(model, data, 3))
     assert len(content(data / "priors")) == 3
     assert {path.name for path in data.iterdir()} == {"priors", ".lora-prep"}
+
+
+def test_export_knows_what_was_taken_over_shows(portraits, tmp_path, lora_prep):
+    data, old = tmp_path / "data", tmp_path / "old"
+    for folder, i in ((data / "faces", 0), (old, 1)):
+        folder.mkdir(parents=True)
+        (folder / "a.png").write_bytes(imageio.encode_image(portraits[i].image, "png"))
+    export = ("export", "--to", "ai-toolkit", data, "--no-masks", "--trigger", "ohwx", "--out")
+    said = lora_prep("priors", data, "--from", old).stderr
+    assert "what these images show is not known: say it with --class" in said
+    assert "say with --class" in lora_prep(*export, tmp_path / "x", code=2).stderr
+    said = lora_prep("priors", data, "--from", old, "--class", " a woman ").stderr
+    assert "not known" not in said
+    lora_prep(*export, tmp_path / "x")
+    (caption,) = (tmp_path / "x").glob("class/*.txt")
+    assert caption.read_text("utf-8").strip() == "a woman"
+    assert len(content(data / "priors")) == 1

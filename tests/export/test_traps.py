@@ -120,6 +120,16 @@ def test_class_captions_go_to_the_export_alone(run, data):
     assert captions == {"a photo of a woman\n"}
 
 
+def test_diffusers_prompt_is_the_caption_that_all_images_have(run, data):
+    for image in (data / "faces").glob("*.*"):
+        image.with_suffix(".txt").write_text("a photo of ohwx woman", "utf-8")
+    plan = (run("diffusers") / "TRAIN.md").read_text("utf-8")
+    assert "--instance_prompt 'a photo of ohwx woman'" in plan
+    assert "captions that are not used" not in plan
+    plan = (run("diffusers", "--caption", "{trigger} x", out="b") / "TRAIN.md").read_text("utf-8")
+    assert "--instance_prompt 'ohwx x'" in plan
+
+
 def test_diffusers_gets_nothing_but_images(run, data):
     out = run("diffusers")
     for folder in ("images", "class"):
