@@ -80,15 +80,14 @@ def as_schedule(weight: float | Schedule) -> Schedule:
 
 def fixed(schedule: Schedule) -> float | None:
     """The weight where it is the same at every step, else None, as for any schedule of yours."""
-    match schedule:
-        case Constant(weight):
-            return weight
-        case WarmUp(weight, _, start) if weight == start:
-            return weight
-        case Steps(weights):
-            found = {weight for _, weight in weights} | ({0.0} if weights[0][0] > 0 else set())
-            return found.pop() if len(found) == 1 else None
-    return None
+    found: set[float] = set()
+    if isinstance(schedule, Constant):
+        found = {schedule.weight}
+    elif isinstance(schedule, WarmUp):
+        found = {schedule.start, schedule.weight}
+    elif isinstance(schedule, Steps):
+        found = {schedule.at(0), *(weight for _, weight in schedule.weights)}
+    return found.pop() if len(found) == 1 else None
 
 
 def _check(weight: object) -> None:
