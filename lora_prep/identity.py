@@ -50,31 +50,47 @@ def starts(images: Sequence[str]) -> Int[np.ndarray, " k"]:
     return np.array([i for i, name in enumerate(images) if i == 0 or images[i - 1] != name], int)
 
 
-def medoid(vectors: Vectors, firsts: Int[np.ndarray, " k"]) -> int:
+def medoid(
+    vectors: Vectors,
+    firsts: Int[np.ndarray, " k"],
+    hashes: UInt64[np.ndarray, " n"] | None = None,
+    min_similarity: float = 0.0,
+) -> int:
     """The row of the most typical face: the one whose like is in the most other images.
 
     `firsts` are the images' first rows. How well a face is like an image is its cosine to the face
-    of it that is most like, so that somebody who stands beside the subject now and then is not the
-    answer; near-duplicates of a face do not count for it. The first of equal rows. Of more than
-    2048 faces and images, every so many-th is taken.
+    of it that is most like, and 0 where that is below `min_similarity`: so somebody who stands
+    beside the subject now and then is not the answer, nor a face that is a little like everybody.
+    Near-duplicates of a face do not count for it; those of another face count once, where their
+    `hashes` are known. The first of equal rows. Of more than 2048 faces and images, every so
+    many-th is taken.
     Raises ValueError where there is no row.
     """
     if not len(vectors):
         raise ValueError("there is no face")
     step = -(-len(vectors) // MANY)
     candidates = np.arange(0, len(vectors), step)
-    bounds = np.append(firsts, len(vectors))
-    chosen = range(0, len(firsts), -(-len(firsts) // MANY))
-    total, count = np.zeros(len(candidates)), np.zeros(len(candidates))
-    for k in chosen:
-        begin, end = bounds[k], bounds[k + 1]
-        best = (vectors[candidates] @ vectors[begin:end].T).max(1)
-        own = (candidates >= begin) & (candidates < end)
+    image = np.searchsorted(firsts, np.arange(len(vectors)), side="right") - 1
+    chosen = np.arange(0, len(firsts), -(-len(firsts) // MANY))
+    rows = np.flatnonzero(np.isin(image, chosen))
+    group = np.arange(len(firsts))
+    for a, b, _ in [] if hashes is None else near_duplicates(vectors, hashes, rows):
+        group[group == group[image[b]]] = group[image[a]]
+    total, plain, count = (np.zeros(len(candidates)) for _ in range(3))
+    of_rows = group[image[rows]]
+    order = np.argsort(of_rows, kind="stable")
+    for members in np.split(rows[order], np.flatnonzero(np.diff(of_rows[order])) + 1):
+        best = (vectors[candidates] @ vectors[members].T).max(1)
+        own = group[image[candidates]] == group[image[members[0]]]
         counts = ~own & (best < SAME_VIEW)
-        total += np.where(counts, best, 0)
+        total += np.where(counts & (best >= min_similarity), best, 0)
+        plain += np.where(counts, best, 0)
         count += counts
-    mean = np.where(count > 0, total / np.maximum(count, 1), SAME_VIEW)
-    return int(candidates[mean.round(6).argmax()])
+    mean, rest = (
+        np.where(count > 0, sums / np.maximum(count, 1), SAME_VIEW).round(6)
+        for sums in (total, plain)
+    )
+    return int(candidates[np.lexsort((candidates, -rest, -mean))[0]])
 
 
 def best_rows(

@@ -85,13 +85,16 @@ def run(
     executor: Executor,
     force: bool = False,
     observe: Callable[[Outcome], None] | None = None,
+    warn: Callable[[int], None] | None = None,
 ) -> Report:
     """Bring every item of a stage up to date.
 
     `stage` may be a `ShardOf` one: several of those can run at once on a data set. `observe` is
-    called in the driver with each outcome, in the executor's order. Failures of items are in the
-    report; raises DatasetError where the data set is in use or its folders cannot be written, and
-    BackendError where the model is not to be had. An interrupted run returns a report, too.
+    called in the driver with each outcome, in the executor's order; `warn` before any work, with
+    the number of items that were made with other settings than these, if there are any. Failures
+    of items are in the report; raises DatasetError where the data set is in use or its folders
+    cannot be written, and BackendError where the model is not to be had. An interrupted run returns
+    a report, too.
     """
     report = Report(stage.name, len(stage))
     started = time.monotonic()
@@ -100,6 +103,8 @@ def run(
         interruptible() as stop,
     ):
         attempt = Attempt(stage, root, force=force)
+        if warn and (others := _made_otherwise(stage, journal, attempt)):
+            warn(others)
         folders: set[Path] = set()
         tasks = _tasks(stage, journal, stop, attempt, folders)
         try:
@@ -115,6 +120,17 @@ def run(
     report.signal = stop.signal
     report.seconds = time.monotonic() - started
     return report
+
+
+def _made_otherwise(stage: Stage, journal: Journal, attempt: Attempt) -> int:
+    """How many items were made with other settings, by the journal alone: no file is looked at."""
+    if not len(journal):
+        return 0
+    entries = ((item, journal.get(item.key)) for item in stage.items())
+    return sum(
+        entry is not None and entry.status is Status.DONE and not attempt.suits(item, entry)
+        for item, entry in entries
+    )
 
 
 def plan(stage: Stage, root: Path, *, force: bool = False) -> Iterator[Outcome]:

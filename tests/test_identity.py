@@ -50,6 +50,33 @@ def test_copies_of_an_odd_picture_do_not_make_it_the_medoid():
     assert row >= 3
 
 
+def of_cosine(cosine: float, axis: int, own: int) -> np.ndarray:
+    """A unit vector with that cosine to an axis, and otherwise along one of its own."""
+    vector = np.zeros(32, np.float32)
+    vector[axis], vector[own] = cosine, np.sqrt(1 - cosine**2)
+    return vector
+
+
+def test_copies_of_a_picture_count_once_for_whoever_is_like_it():
+    copies = [of_cosine(1.0, 0, 1)] * 5
+    partner = [of_cosine(0.5, 0, 2)]
+    subject = [of_cosine(0.9, 10, 11 + i) for i in range(4)]
+    vectors = np.stack([*copies, *partner, *subject])
+    hashes = np.array([7] * 5 + [0xFF << 8 * i for i in range(1, 6)], np.uint64)
+    firsts = np.arange(len(vectors))
+    assert identity.medoid(vectors, firsts) == 5
+    assert identity.medoid(vectors, firsts, hashes) >= 6
+
+
+def test_a_face_that_is_a_little_like_everybody_is_not_the_medoid():
+    strangers = [of_cosine(0.2, 0, 1 + i) for i in range(20)]
+    subject = [of_cosine(0.9, 30, 21 + i) for i in range(3)]
+    vectors = np.stack([of_cosine(1.0, 0, 1), *strangers, *subject])
+    firsts = np.arange(len(vectors))
+    assert identity.medoid(vectors, firsts) == 0
+    assert identity.medoid(vectors, firsts, min_similarity=0.28) >= 21
+
+
 def test_the_medoid_of_very_many_faces_is_still_the_persons():
     rng = np.random.default_rng(2)
     vectors = np.concatenate([around(1, 1500, 1.0, rng, 8), around(0, 4000, 1.0, rng, 8)])

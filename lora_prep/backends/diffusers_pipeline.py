@@ -38,9 +38,11 @@ SCHEDULERS = {
 ADVICE = (
     "Download it where there is a network (`hf download {model}`, with `hf auth login` first if "
     "its licence has to be accepted) and take over the hub's cache (HF_HOME); or give a folder "
-    "that a pipeline was saved into: --model DIR; or take over class images that you have: "
-    "--from DIR"
+    "that a pipeline was saved into: {option}"
 )
+
+OPTION = "--model DIR; or take over class images that you have: --from DIR"
+"""How `lora-prep priors` is given a folder."""
 
 Dtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -97,9 +99,10 @@ class Painter(Protocol):
 
 
 # ---------------------------------------------------------------------------- finding one
-def find(model: str) -> Path:
+def find(model: str, option: str = OPTION) -> Path:
     """The folder of a pipeline, given by folder or hub id; downloaded where it is missing.
 
+    `option` is how the user says another folder, for the messages.
     Raises BackendError where it is not to be had, within seconds if the hub cannot be reached;
     in a dry run NotHere, since that downloads nothing (`weights.no_downloads`).
     """
@@ -116,11 +119,11 @@ def find(model: str) -> Path:
             f"{model} is a single file. What a pipeline consists of (text encoders, tokenizers, "
             "scheduler) is only partly in such a file, and guessed where it is not, and the images "
             "would not be the base model's. Convert it once with the pipeline's "
-            "from_single_file(...).save_pretrained(DIR), then give --model DIR"
+            f"from_single_file(...).save_pretrained(DIR), then give {option.split(';')[0]}"
         )
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         raise BackendError(f"there is no folder {model}, and it is no hub id (owner/name) either")
-    return _cached(model) or _downloaded(model)
+    return _cached(model) or _downloaded(model, option)
 
 
 def require_diffusers() -> None:
@@ -143,11 +146,11 @@ def _cached(model: str) -> Path | None:
     return index.parent if pipeline_files.is_whole(index.parent) else None
 
 
-def _downloaded(model: str) -> Path:
+def _downloaded(model: str, option: str) -> Path:
     import huggingface_hub
     from huggingface_hub import constants
 
-    advice = ADVICE.format(model=model)
+    advice = ADVICE.format(model=model, option=option)
     missing = f"the model {model} is not (or not wholly) in {constants.HF_HUB_CACHE}"
     weights.refuse_in_a_plan(model, missing)
     if constants.HF_HUB_OFFLINE:

@@ -19,8 +19,8 @@ NOTICE = f"""\
 insightface's model packs (buffalo_l, buffalo_m, buffalo_s, buffalo_sc, antelopev2) may be used
 {TERMS}: the weights' licence, not that of the package insightface,
 which is MIT. Other uses need a licence from insightface: https://www.insightface.ai
-Without that limit: --detector yunet (MIT), a detector of your own with --face-model, or
---detector cascade.
+Without that limit: --detector yunet (MIT), for `embed` with --recogniser sface; a detector of
+your own with --face-model; or --detector cascade, but not for `embed`, which needs landmarks.
 """
 
 
@@ -65,8 +65,9 @@ def require(pack: str) -> None:
             f"{pack} is one of insightface's model packs, whose weights are {TERMS}, and that has "
             "not been accepted yet. If it fits your use, accept it once with "
             f"`lora-prep models pull {pack} --accept-license`, or set {VARIABLE}=1. Without that "
-            "limit: --detector yunet (MIT), a detector of your own with --face-model DIR, or "
-            "--preset embedded"
+            "limit: --detector yunet (MIT), for `embed` with --recogniser sface; a detector of "
+            "your own with --face-model DIR; or --preset embedded, but not for `embed`, which "
+            "needs landmarks"
         )
 
 

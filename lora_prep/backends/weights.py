@@ -297,8 +297,9 @@ def _download_pack(name: str, models: Path) -> None:
         raise BackendError(
             f"insightface's pack {name} is not in {models}, and could not be downloaded from "
             f"{url}: {why}. Download that file elsewhere and unpack it into {models / name}, or "
-            "give the directory of an unpacked pack with --face-model DIR, or use the detector "
-            "that needs no download with --preset embedded"
+            "give the directory of an unpacked pack with --face-model DIR, or, but not for "
+            "`embed`, which needs landmarks, use the detector that needs no download with "
+            "--preset embedded"
         ) from error
 
 

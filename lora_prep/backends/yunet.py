@@ -21,8 +21,8 @@ TOP_K = 5000
 
 ADVICE = (
     "On a machine with a network run `lora-prep models pull yunet` and bring the file here, then "
-    "give it with --face-model FILE; or use the detector that needs no download with "
-    "--detector cascade"
+    "give it with --face-model FILE; or, but not for `embed`, which needs landmarks, use the "
+    "detector that needs no download with --detector cascade"
 )
 
 

@@ -71,6 +71,14 @@ class FileOrTables(click.Path):
         return value if isinstance(value, list) else super().convert(value, param, ctx)
 
 
+class FileOrWord(click.Path):
+    """A file, or a word that stands for something else; a file of that name is `./word`."""
+
+    def __init__(self, word: str) -> None:
+        super().__init__(dir_okay=False, path_type=Path)
+        self.word = word
+
+
 KINDS: Sequence[tuple[type[Any], tuple[type, ...], str]] = (
     (FileOrTables, (str, list), "a file's name or a list of tables"),
     (click.types.BoolParamType, (bool,), "true or false"),
@@ -195,11 +203,18 @@ def option_defaults(config: Config, command: click.Command) -> dict[str, Any]:
             fitting = _fitting(option, value)
         except (ValueError, click.BadParameter) as error:
             raise UsageError(f"{config.path}: [{command.name}] {key}: {error}") from error
-        if isinstance(option.type, click.Path) and config.path and isinstance(fitting, str):
-            fitting = str(config.path.parent / fitting)
+        if isinstance(option.type, click.Path) and config.path:
+            fitting = _from(config.path.parent, fitting, getattr(option.type, "word", None))
         assert option.name
         defaults[option.name] = fitting
     return defaults
+
+
+def _from(folder: Path, value: Any, word: str | None) -> Any:
+    """A path of the file, or each in a list of them, as seen from its folder."""
+    if isinstance(value, list):
+        return [_from(folder, one, word) for one in value]
+    return str(folder / value) if isinstance(value, str) and value != word else value
 
 
 def configurable(command: click.Command) -> dict[str, click.Option]:

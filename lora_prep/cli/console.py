@@ -1,5 +1,6 @@
 """What the commands print: results to stdout, progress and notices to stderr."""
 
+import functools
 import json
 import logging
 import sys
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from lora_prep import executors
 from lora_prep.cli import printable
+from lora_prep.cli.config import FILE_NAME
 from lora_prep.cli.options import Running
 from lora_prep.run import Report, plan, run
 from lora_prep.shards import Merged, Shard, ShardOf, merge
@@ -24,6 +26,12 @@ SCHEMA = 1
 
 SHOWN = 20
 """Problems that are listed without --verbose."""
+
+OTHER_SETTINGS = "other-settings"
+"""The code of such items in `run.plan`."""
+
+IN_CHAIN = "lora_prep.in_chain"
+"""Set in the context of the steps of `lora-prep run`."""
 
 LABELS = {
     Status.DONE: "made",
@@ -84,6 +92,9 @@ def run_stage(
         for outcome in plan(stage, root, force=force):
             report.add(outcome)
             outcomes.append(outcome)
+        others = sum(outcome.code == OTHER_SETTINGS for outcome in outcomes)
+        if others and not force and not verbosity.quiet:
+            warn_of_settings(stage, others)
     else:
         collect = verbosity.as_json or table is not None or finish is not None
         report = _run(stage, root, outcomes, verbosity, running, collect=collect)
@@ -99,6 +110,27 @@ def run_stage(
         for line in summary(report, out, verbosity, dry_run=dry_run):
             click.echo(line)
     sys.exit(max(report.exit_code, end.exit_code))  # interrupted > failed > all well
+
+
+def warn_of_settings(stage: Stage, others: int) -> None:
+    """Say that results are made again because the settings are others now.
+
+    The steps of `lora-prep run` know the configuration alone: what somebody chose on the command
+    line would be undone without a word.
+    """
+    were = "1 was" if others == 1 else f"{others} were"
+    said = f"{stage.name}: {were} made with other settings or models"
+    context = click.get_current_context(silent=True)
+    table = context.info_name if context else None
+    if context and context.meta.get(IN_CHAIN):
+        said += (
+            f" than {FILE_NAME} gives: made again, but for what was edited by hand. To keep what "
+            f"was chosen on the command line, write it into [{table}] there"
+        )
+    else:
+        said += ": made again, but for what was edited by hand"
+    tqdm.write(said, file=sys.stderr)
+    sys.stderr.flush()
 
 
 def merge_stage(stage: Stage, root: Path, running: Running) -> NoReturn:
@@ -162,7 +194,8 @@ def summary(
         counts = [c.replace(" made", " to make") for c in counts]
     pace = "would be: " if dry_run else ""
     took = "" if dry_run else f" in {report.seconds:.1f} s"
-    yield f"{report.stage}: {pace}{', '.join(counts) or 'nothing to do'}{took} -> {short(out)}"
+    none = "nothing done" if report.signal else "nothing to do"
+    yield f"{report.stage}: {pace}{', '.join(counts) or none}{took} -> {short(out)}"
     if report.counts[Status.KEPT]:
         yield "kept = made or edited by hand, so left alone; --force replaces them"
     if report.signal:
@@ -223,7 +256,15 @@ def _run(
             num_gpus=running.num_gpus,
             address=running.address,
         )
-        report = run(stage, root, executor=executor, force=running.force, observe=observe)
+        quiet = running.force or verbosity.quiet
+        report = run(
+            stage,
+            root,
+            executor=executor,
+            force=running.force,
+            observe=observe,
+            warn=None if quiet else functools.partial(warn_of_settings, stage),
+        )
     if running.executor != "local" and (outcomes or report.problems):
         places = {item.key: place for place, item in enumerate(stage.items())}
         for listed in (outcomes, report.problems):  # workers finish in any order

@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_prep.cli import options
-from lora_prep.cli.config import ConfiguredCommand
+from lora_prep.cli.config import ConfiguredCommand, FileOrWord
 
 if TYPE_CHECKING:
     from lora_prep.backends import DetectorSpec, RecogniserSpec
     from lora_prep.embeddings import Embeddings
     from lora_prep.stages.subject import Best, Survey
     from lora_prep.types import Json, Outcome
+
+MEDOID = "medoid"
+"""As --reference: the most typical face."""
 
 
 @click.command(
@@ -41,9 +44,10 @@ Examples:
     "--reference",
     "references",
     multiple=True,
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="A picture of the person meant (its largest face); may be given several times.  "
-    "[default: the most typical face of the set]",
+    type=FileOrWord(MEDOID),
+    metavar="IMG",
+    help="A picture of the person meant (its largest face); may be given several times. `medoid` "
+    "is the most typical face of the set.  [default: as last time; at first medoid]",
 )
 @click.option(
     "--min-similarity",
@@ -88,28 +92,29 @@ def command(
     Writes embeddings.safetensors beside the image folder, one row a face. Lists images that may not
     show the same person, and those that are nearly the same. Images that have not changed are not
     looked at again. `lora-prep masks --faces reference` then masks the person meant alone.
+    A reference that was given is kept until another one is, by `lora-prep run`, too.
     The vectors are biometric data: have the person's consent.
     """
     from lora_prep.cli.console import End, run_stage, short
     from lora_prep.cli.presets import detector_spec
     from lora_prep.dataset import Dataset
     from lora_prep.stages import embed
+    from lora_prep.stages.subject import check_target, given_before
 
-    for path in references:
-        if not path.is_file():
-            raise click.UsageError(f"--reference: there is no file {path}")
     dataset = Dataset.at(options.required(images), recursive=recursive)
+    before = given_before(dataset)
+    chosen = _chosen(references, before)
     detector = detector_spec(**models)
     stage = embed.EmbedFaces(
         dataset,
         detector,
         recogniser_spec(recogniser, recogniser_model, detector, models["preset"], models["device"]),
-        references=tuple(dict.fromkeys(Path(os.path.abspath(path)) for path in references)),  # noqa: PTH100 keeps links
+        references=chosen,
         min_similarity=min_similarity,
         batch_size=batch_size,
     )
     if not running.force:
-        embed.check_target(dataset)
+        check_target(dataset)
 
     def finish(outcomes: "Sequence[Outcome]") -> End:
         from lora_prep.stages.subject import survey
@@ -119,10 +124,19 @@ def command(
         interrupted = len(outcomes) < len(stage)
         embeddings = embed.finish(stage, failed, interrupted=interrupted)
         if embeddings is None:
-            left = f"{short(dataset.embeddings)}: left as it was, since the run was interrupted"
+            how = "left as it was" if dataset.embeddings.is_file() else "not made yet"
+            left = f"{short(dataset.embeddings)}: {how}, since the run was interrupted"
             return End(lines=() if running.quiet else (left,))
         found = survey(embeddings)
-        lines = iter(()) if running.quiet else report(embeddings, found, verbose=running.verbose)
+        lines = (
+            [] if found is None or not found.is_doubtful else [_doubt(found, given=bool(chosen))]
+        )
+        if not running.quiet:
+            same = ", as last time; `--reference medoid` takes the most typical face"
+            kept = same if chosen and not references else ""
+            if before and chosen != before:
+                kept = f"; last time it was {', '.join(short(path) for path in before)}"
+            lines = [*report(embeddings, found, kept, verbose=running.verbose), *lines]
         return End(document(embeddings, found), lines)
 
     run_stage(
@@ -132,6 +146,29 @@ def command(
         running,
         finish=finish,
     )
+
+
+def _chosen(references: "Sequence[Path]", before: tuple[Path, ...]) -> tuple[Path, ...]:
+    """The references to take: those given, or else those of last time; none for the medoid."""
+    if Path(MEDOID) in references:
+        if len(set(references)) > 1:
+            raise click.UsageError(f"--reference: {MEDOID} goes without others")
+        return ()
+    for path in references:
+        if not path.is_file():
+            raise click.UsageError(f"--reference: there is no file {path}")
+    gone = [path for path in before if not path.is_file()]
+    if not references and gone:
+        raise click.UsageError(
+            f"--reference: {gone[0]}, which was given last time, is gone: give another picture of "
+            f"the person, or `--reference {MEDOID}` for the most typical face"
+        )
+    return tuple(dict.fromkeys(Path(os.path.abspath(path)) for path in references)) or before  # noqa: PTH100 keeps links
+
+
+def _doubt(found: "Survey", *, given: bool) -> str:
+    do = "is it a picture of the person meant?" if given else "give one with --reference IMG"
+    return f"warning  only {found.shown} of {len(found.best)} images show the reference: {do}"
 
 
 def recogniser_spec(
@@ -166,8 +203,10 @@ def document(embeddings: "Embeddings", found: "Survey | None") -> "dict[str, Jso
     }
 
 
-def report(embeddings: "Embeddings", found: "Survey | None", *, verbose: bool) -> Iterator[str]:
-    """Who is who, in lines."""
+def report(
+    embeddings: "Embeddings", found: "Survey | None", kept: str, *, verbose: bool
+) -> Iterator[str]:
+    """Who is who, in lines; `kept` is about last time's reference."""
     from lora_prep.cli.console import name
 
     about = embeddings.metadata
@@ -176,13 +215,12 @@ def report(embeddings: "Embeddings", found: "Survey | None", *, verbose: bool) -
     yield f"licence of its weights: {about['license']}"
     if found is None:
         return
-    chosen = [f"{name(r['image'])} (face {r['face']})" for r in json.loads(about["reference"])]
+    chosen = [f"{name(r['image'])} (face {r['face'] + 1})" for r in json.loads(about["reference"])]
     given = about["reference_kind"] == "given"
     kind = "" if given else ", the most typical face; --reference IMG takes another"
-    yield f"reference: {', '.join(chosen)}{kind}"
-    alike = len(found.best) - len(found.others)
+    yield f"reference: {', '.join(chosen)}{kind}{kept}"
     median = "" if found.median is None else f", their median similarity is {found.median:.2f}"
-    yield f"{alike} of {len(found.best)} images show that person{median}"
+    yield f"{found.shown} of {len(found.best)} images show that person{median}"
     yield from _listed(
         f"not the same person? (below {found.min_similarity:.2f})", found.others, verbose
     )
@@ -206,7 +244,7 @@ def _listed(title: str, faces: "Sequence[Best]", verbose: bool) -> Iterator[str]
         return
     yield f"{title}:"
     for best in _first(sorted(faces, key=lambda b: b.similarity), verbose):
-        yield f"  {best.similarity:5.2f}  {name(best.image)} (face {best.face})"
+        yield f"  {best.similarity:5.2f}  {name(best.image)} (face {best.face + 1})"
     yield from _more(len(faces), verbose)
 
 

@@ -90,11 +90,13 @@ def command(
     Runs masks and validate; normalize with --photos; and each step that the configuration asks for:
     captions with a template to fill, embed and augment with any setting of theirs, priors with a
     class, export with a trainer. Only what is new or has changed is done again, and what you edited
-    is left alone. Each step is the command of that name, with its settings from the configuration.
+    is left alone. Each step is the command of that name, with its settings from the configuration:
+    what you chose on the command line has to be written there, or is made anew without it.
     """
     from lora_prep import pipeline
-    from lora_prep.cli.console import SCHEMA
+    from lora_prep.cli.console import IN_CHAIN, SCHEMA
 
+    ctx.meta[IN_CHAIN] = True
     data = options.required(images)
     config: Config = ctx.meta.get(META, Config())
     names = pipeline.chosen(steps, config.commands, photos=photos is not None)

@@ -52,7 +52,8 @@ def command(
     from lora_prep.backends import diffusers_pipeline
     from lora_prep.training.trainer import plan as planning
 
-    base = diffusers_pipeline.find(_base(run.model.base, config.parent))
+    given = _base(run.model.base, config.parent)
+    base = diffusers_pipeline.find(given, f'base = "DIR" in [model] of {config}')
     plan = planning.plan(run, base)
     if dry_run:
         click.echo(

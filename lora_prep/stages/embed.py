@@ -254,21 +254,6 @@ def record_path(dataset: Dataset, sample: Sample) -> Path:
     return (dataset.state / "identities" / faces).with_suffix(".safetensors")
 
 
-def check_target(dataset: Dataset) -> None:
-    """Raise DatasetError where `embeddings.safetensors` is there and not of this image folder."""
-    path = dataset.embeddings
-    if not os.path.lexists(path):
-        return
-    try:
-        images = read_embeddings(path).metadata.get("images", dataset.images.name)
-    except DatasetError as error:
-        raise DatasetError(f"{error}; or replace it with --force") from error
-    if images != dataset.images.name:
-        raise DatasetError(
-            f"{path} has the faces of the folder {images}: move it away, or replace it with --force"
-        )
-
-
 def gather(stage: EmbedFaces, failed: Container[str] = ()) -> Embeddings:
     """The records of all images that have one by this detector and this recogniser.
 
@@ -312,7 +297,8 @@ def compare(stage: EmbedFaces, embeddings: Embeddings) -> Embeddings:
         references = np.stack([vector for _, _, vector in chosen])
         about = [{"image": stage.dataset.key(path), "face": face} for path, face, _ in chosen]
     elif len(embeddings):
-        row = identity.medoid(embeddings.vectors, identity.starts(embeddings.names))
+        firsts, limit = identity.starts(embeddings.names), float(_about(stage)["min_similarity"])
+        row = identity.medoid(embeddings.vectors, firsts, embeddings.hashes, limit)
         references = embeddings.vectors[row : row + 1]
         image = stage.dataset.key(stage.dataset.sample(embeddings.names[row]).image)
         about = [{"image": image, "face": int(embeddings.faces[row])}]
@@ -335,14 +321,18 @@ def finish(
     """Put all records together, compare them with the reference, and write the file.
 
     A file that would say the same is left as it is, date and all. After an interrupted run, so is
-    one by other models, or whose reference has no record yet: then, None. Raises DatasetError.
+    one by other models, or if the reference or every image has no record yet: then, None. Raises
+    DatasetError.
     """
     path = stage.dataset.embeddings
     with exclusive(stage.dataset.state):
         known = all(read_record(stage, stage.reference_record(p)) for p in stage.references)
         if interrupted and not (known and _is_by(stage, path)):
             return None
-        embeddings = compare(stage, gather(stage, failed))
+        gathered = gather(stage, failed)
+        if interrupted and not (len(gathered) or gathered.faceless):
+            return None
+        embeddings = compare(stage, gathered)
         with suppress(DatasetError):
             old = read_embeddings(path)
             same = with_metadata(embeddings, date=old.metadata.get("date", ""))

@@ -1,6 +1,7 @@
 """The person meant: who is in each image, and which face is most like the reference."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,9 +10,40 @@ from pathlib import Path
 import numpy as np
 
 from lora_prep import identity
-from lora_prep.embeddings import Embeddings, read_embeddings
+from lora_prep.dataset import Dataset
+from lora_prep.embeddings import Embeddings, read_embeddings, read_metadata
 from lora_prep.errors import DatasetError, ItemError
 from lora_prep.types import Face, Json
+
+
+def check_target(dataset: Dataset) -> None:
+    """Raise DatasetError where `embeddings.safetensors` is there and not of this image folder."""
+    path = dataset.embeddings
+    if not os.path.lexists(path):
+        return
+    try:
+        images = read_embeddings(path).metadata.get("images", dataset.images.name)
+    except DatasetError as error:
+        raise DatasetError(f"{error}; or replace it with --force") from error
+    if images != dataset.images.name:
+        raise DatasetError(
+            f"{path} has the faces of the folder {images}: move it away, or replace it with --force"
+        )
+
+
+def given_before(dataset: Dataset) -> tuple[Path, ...]:
+    """The references that were given when `embeddings.safetensors` was made.
+
+    None where it took the most typical face, or there is no such file of this image folder.
+    """
+    try:
+        about = read_metadata(dataset.embeddings)
+        if about["reference_kind"] != "given" or about["images"] != dataset.images.name:
+            return ()
+        keys = [one["image"] for one in json.loads(about["reference"])]
+        return tuple(Path(os.path.abspath(dataset.root / key)) for key in dict.fromkeys(keys))  # noqa: PTH100 keeps links
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +164,10 @@ class Best:
     similarity: float
 
 
+FEW = 1 / 3
+"""Of the images with a face: where fewer show the reference, it is hardly the person meant."""
+
+
 @dataclass(frozen=True, slots=True)
 class Survey:
     """What embeddings say about the images of a data set."""
@@ -149,6 +185,16 @@ class Survey:
     """Of the similarities of the images that show the person; None where none does."""
     bound: float
 
+    @property
+    def shown(self) -> int:
+        """How many images show the person."""
+        return len(self.best) - len(self.others)
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether too few images show the reference for it to be the person meant."""
+        return self.shown < FEW * len(self.best)
+
     def to_json(self) -> dict[str, Json]:
         """All of it as JSON values."""
 
@@ -160,6 +206,7 @@ class Survey:
 
         return {
             "min_similarity": self.min_similarity,
+            "doubtful": self.is_doubtful,
             "median_similarity": self.median and round(self.median, 4),
             "unlike_below": round(self.bound, 4),
             "similarities": listed(self.best),

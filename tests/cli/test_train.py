@@ -60,6 +60,17 @@ def drawn(pipeline: Any, **more: Any) -> torch.Tensor:
     return torch.from_numpy(image)
 
 
+def test_a_model_that_is_not_here_is_asked_for_as_train_takes_it(
+    world: Path, lora_prep: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    values = made.values("sd15", model={"base": "nobody/nothing"})
+    said = lora_prep("train", written(world, values), "--dry-run", code=2).output
+    assert 'base = "DIR" in [model] of' in said
+    assert "--model" not in said
+    assert "--from" not in said
+
+
 @pytest.mark.parametrize("family", tiny_pipelines.FAMILIES)
 def test_every_family_trains_and_every_reader_gets_the_same_lora(
     family: tiny_pipelines.Family, world: Path, lora_prep: Cli

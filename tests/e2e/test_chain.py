@@ -143,6 +143,24 @@ def test_a_step_that_cannot_run_ends_the_chain(
     assert (project / "data" / "embeddings.safetensors").exists()
 
 
+def test_what_was_chosen_on_the_command_line_is_not_undone_without_a_word(
+    project: Path, lora_prep: Callable[..., object]
+) -> None:
+    lora_prep("normalize", "photos", "--out", "data/faces")
+    lora_prep("masks", "--region", "head")
+    warning = (
+        "masks: 4 were made with other settings or models than lora-prep.toml gives: made again, "
+        "but for what was edited by hand. To keep what was chosen on the command line, write it "
+        "into [masks] there"
+    )
+    assert warning in lora_prep("run", "--step", "masks", "--dry-run").output
+    made = lora_prep("run", "--step", "masks").output
+    assert warning in made.split("masks: 4 made")[0]
+    assert "other settings" not in lora_prep("run", "--step", "masks").output
+    said = lora_prep("masks", "--region", "head").output
+    assert "masks: 4 were made with other settings or models: made again" in said
+
+
 def test_steps_can_be_named(project: Path, lora_prep: Callable[..., object]) -> None:
     lora_prep("run", "data", "--photos", "photos", "--step", "normalize", "--step", "captions")
     assert {Path(name).suffix for name in files(project / "data")} == {".png", ".txt"}

@@ -15,7 +15,7 @@ from lora_prep.backends.insightface import InsightFaceDetector
 from lora_prep.dataset import Dataset
 from lora_prep.embeddings import read_embeddings
 from lora_prep.errors import ItemError
-from lora_prep.stages.embed import record_path
+from lora_prep.stages.embed import EmbedFaces, record_path
 from sample_data.portraits import draw_portrait
 from tests.fakes.cell_recogniser import answer, write_recogniser
 from tests.fakes.red_square_yunet import write_yunet
@@ -110,7 +110,7 @@ def test_the_report_names_who_does_not_belong_and_what_is_there_twice(embedded):
     said = (embedded / "said").read_text()
     assert "6 of 7 images show that person" in said
     others = said.split("not the same person? (below 0.28):\n")[1]
-    assert "faces/stranger.png (face 0)" in others.splitlines()[0]
+    assert "faces/stranger.png (face 1)" in others.splitlines()[0]
     twice = said.split("nearly the same picture")[1].splitlines()[1]
     assert twice.split(maxsplit=1)[1] == "faces/p2 copy.jpg  faces/p2.png"
     assert "warning  faces/wall.png: no face was found by insightface" in said
@@ -140,6 +140,62 @@ def test_a_reference_decides_who_is_meant(data, lora_prep):
         )
     )  # fmt: skip
     assert both["identity"]["not_the_same_person"] == []
+
+
+def test_a_reference_that_was_given_is_kept_until_another_one_is(data, lora_prep, monkeypatch):
+    me, you = data / "me.png", data / "you.png"
+    monkeypatch.chdir(data)
+    lora_prep("embed", "faces", *MODELS, "--reference", "me.png")
+    meant = rows_of(data).metadata["reference_sha256"]
+    said = lora_prep("embed", "faces", *MODELS).output
+    assert "reference: me.png (face 1), as last time; `--reference medoid` takes" in said
+    assert rows_of(data).metadata["reference_sha256"] == meant
+    said = lora_prep("embed", "faces", *MODELS, "--reference", you).output
+    assert "reference: you.png (face 1); last time it was me.png" in said
+    assert "only 1 of 7 images show the reference: is it a picture of the person meant?" in said
+    you.unlink()
+    said = lora_prep("embed", "faces", *MODELS, code=2).output
+    assert "you.png, which was given last time, is gone" in said
+    said = lora_prep(
+        "embed", "faces", *MODELS, "--reference", "medoid", "--reference", me, code=2
+    ).output
+    assert "medoid goes without others" in said
+    said = lora_prep("embed", "faces", *MODELS, "--reference", "medoid").output
+    assert "the most typical face; --reference IMG takes another; last time it was you.png" in said
+    assert rows_of(data).metadata["reference_kind"] == "medoid"
+    assert "last time" not in lora_prep("embed", "faces", *MODELS).output
+
+
+def test_references_of_the_configuration_lie_beside_it(data, lora_prep, monkeypatch, tmp_path):
+    (data / "lora-prep.toml").write_text('[embed]\nreference = ["me.png"]\n')
+    monkeypatch.chdir(tmp_path)
+    found = document(lora_prep("embed", "data/faces", *MODELS, "--json"))
+    assert found["reference"] == [{"image": "me.png", "face": 0}]
+    (data / "lora-prep.toml").write_text('[embed]\nreference = ["medoid"]\n')
+    found = document(lora_prep("embed", "data/faces", *MODELS, "--json"))
+    assert found["metadata"]["reference_kind"] == "medoid"
+
+
+def test_a_typical_face_that_hardly_any_image_shows_is_doubted(data, lora_prep):
+    for name in ("p0.png", "p1.png", "p3.png", "p4.png"):
+        draw(data / "faces" / name, 310, 60 + int(name[1]))
+    said = lora_prep("embed", data / "faces", *MODELS, "--quiet").output
+    assert "images show the reference: give one with --reference IMG" in said
+
+
+def test_an_interrupt_before_the_first_image_makes_no_file(drawn, tmp_path, lora_prep, monkeypatch):
+    root = Path(shutil.copytree(drawn, tmp_path / "data"))
+    items = EmbedFaces.items
+
+    def interrupted(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        yield from items(self)
+
+    monkeypatch.setattr(EmbedFaces, "items", interrupted)
+    said = lora_prep("embed", root / "faces", *MODELS, code=130).output
+    assert "embeddings.safetensors: not made yet, since the run was interrupted" in said
+    assert "embed: nothing done in" in said
+    assert not (root / "embeddings.safetensors").exists()
 
 
 def test_a_reference_without_a_face_is_refused(data, lora_prep):
@@ -299,6 +355,7 @@ class TestRefused:
         ).output
         assert "non-commercial" in said
         assert "--recogniser sface" in said
+        assert "--preset embedded, but not for `embed`" in said
 
 
 def test_images_without_any_face_give_a_file_without_rows(tmp_path, lora_prep):
