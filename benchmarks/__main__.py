@@ -20,7 +20,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks.rows import RECORD, Row, recorded, table
+from benchmarks.rows import RECORD, Row, processor, recorded, table
 
 ROOT = Path(__file__).parents[1]
 
@@ -53,12 +53,8 @@ SECONDS = 600
 
 def machine() -> Iterator[str]:
     """What the figures depend on."""
-    processor = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-        processor = next(x.partition(": ")[2] for x in lines if x.startswith("model name"))
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    yield f"{now}; {processor}, {os.cpu_count()} CPUs, {graphics()}; {platform.platform()}"
+    yield f"{now}; {processor()}, {os.cpu_count()} CPUs, {graphics()}; {platform.platform()}"
     found = [f"Python {platform.python_version()}"]
     for package in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):

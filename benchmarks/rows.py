@@ -4,8 +4,10 @@ A benchmark calls `record` for each figure that the documents quote. By itself t
 only where the whole table is made does a row go into the file that RECORD names.
 """
 
+import contextlib
 import json
 import os
+import platform
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -80,3 +82,12 @@ def number(value: float) -> str:
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.3g}" if abs(value) >= 0.001 else f"{value:.1e}"
+
+
+def processor() -> str:
+    """What the machine's processor calls itself."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
