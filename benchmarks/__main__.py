@@ -29,7 +29,7 @@ BENCHMARKS: dict[str, Sequence[str]] = {
     "runner": ["benchmarks.runner"],
     "validate": ["benchmarks.validate", "--pairs", "1000"],
     "augment": ["benchmarks.augment"],
-    "masks": ["benchmarks.masks", "--sizes", "4", "-n", "2", "--batches", ""],
+    "masks": ["benchmarks.masks", "--sizes", "4", "-n", "4", "--batches", ""],
     "mask_quality": ["benchmarks.mask_quality", "-n", "20"],
     "embedded_masks": ["benchmarks.embedded_masks", "-n", "12"],
     "drift": ["benchmarks.drift", "--portraits", "12"],
