@@ -6,10 +6,10 @@ sent to another process. `detector(spec)`, `segmenter(spec)` and `recogniser(spe
 its weights without loading it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias, assert_never, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar, assert_never, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -158,6 +158,9 @@ class FaceRecogniser(Protocol):
         ...
 
 
+Spec = TypeVar("Spec", DetectorSpec, SegmenterSpec, RecogniserSpec)
+
+
 def detector(spec: DetectorSpec) -> FaceDetector:
     """Load a face detector. Raises BackendError where its model is not to be had."""
     match spec.name:
@@ -202,46 +205,44 @@ def detector_identity(spec: DetectorSpec) -> str:
     downloaded first, this downloads it, but in a dry run only says so (`weights.no_downloads`).
     Raises BackendError where it is not to be had.
     """
-    from lora_prep.backends.weights import NotHere
+    return _unless_missing(spec, _detector_identity)
 
-    try:
-        match spec.name:
-            case "insightface":
-                from lora_prep.backends import insightface
 
-                return insightface.identity(spec)
-            case "yunet":
-                from lora_prep.backends import yunet
+def _detector_identity(spec: DetectorSpec) -> str:
+    match spec.name:
+        case "insightface":
+            from lora_prep.backends import insightface
 
-                return yunet.identity(spec)
-            case "cascade":
-                from lora_prep.backends import cascade
+            return insightface.identity(spec)
+        case "yunet":
+            from lora_prep.backends import yunet
 
-                return cascade.IDENTITY
-            case _:
-                assert_never(spec.name)
-    except NotHere:
-        return f"{spec.name} {spec.model} is not here"
+            return yunet.identity(spec)
+        case "cascade":
+            from lora_prep.backends import cascade
+
+            return cascade.IDENTITY
+        case _:
+            assert_never(spec.name)
 
 
 def segmenter_identity(spec: SegmenterSpec) -> str:
     """Like `detector_identity`, for a segmenter."""
-    from lora_prep.backends.weights import NotHere
+    return _unless_missing(spec, _segmenter_identity)
 
-    try:
-        match spec.name:
-            case "sam2":
-                from lora_prep.backends import sam2
 
-                return sam2.identity(spec)
-            case "grabcut":
-                from lora_prep.backends import grabcut
+def _segmenter_identity(spec: SegmenterSpec) -> str:
+    match spec.name:
+        case "sam2":
+            from lora_prep.backends import sam2
 
-                return grabcut.IDENTITY
-            case _:
-                assert_never(spec.name)
-    except NotHere:
-        return f"{spec.name} {spec.model} is not here"
+            return sam2.identity(spec)
+        case "grabcut":
+            from lora_prep.backends import grabcut
+
+            return grabcut.IDENTITY
+        case _:
+            assert_never(spec.name)
 
 
 def recogniser(spec: RecogniserSpec) -> FaceRecogniser:
@@ -280,10 +281,15 @@ def recogniser_card(spec: RecogniserSpec) -> RecogniserCard:
 
 def recogniser_identity(spec: RecogniserSpec) -> str:
     """Like `detector_identity`, for a recogniser."""
+    return _unless_missing(spec, lambda one: recogniser_card(one).identity)
+
+
+def _unless_missing(spec: Spec, identity: Callable[[Spec], str]) -> str:
+    """A model's identity, or in a dry run, which downloads nothing, that it is not here."""
     from lora_prep.backends.weights import NotHere
 
     try:
-        return recogniser_card(spec).identity
+        return identity(spec)
     except NotHere:
         return f"{spec.name} {spec.model} is not here"
 
